@@ -1,0 +1,32 @@
+"""Names of things: registries, suggestions, and resolution on use."""
+
+import difflib
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+
+def resolve(reference: str) -> Any:
+    """Return the object that ``"module:attribute"`` names, importing the module now."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean …?" for the nearest of ``names``, or nothing when none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """Return ``name`` if it is among ``names``.
+
+    Raises:
+        ValueError: If not, with the nearest name and all of them.
+    """
+    choices = list(names)
+    if name not in choices:
+        raise ValueError(
+            f"{kind} must be one of {', '.join(choices)}, got {name!r}.{suggestion(name, choices)}"
+        )
+    return name

@@ -1,0 +1,1 @@
+"""Curvature: Hessians of fields, and the numerics that measure them."""

@@ -1,0 +1,396 @@
+"""The exact Hessian of a coordinate network by matrix products, without a single Hessian product.
+
+Number the affine maps ``zᵢ = Wᵢ aᵢ₋₁ + bᵢ`` and let ``ã`` be activations with a 1 appended. Per
+point, a backward recursion gives the curvature ``Sᵢ = ∂²ℓ/∂zᵢ²`` and a forward one the Jacobians
+``Rₗⱼ = ∂aₗ/∂zⱼ``; the block of the maps ``i >= j`` is a sum over points of Kronecker products::
+
+    Hᵢⱼ = Σₚ (ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ (Sᵢ Wᵢ Rᵢ₋₁,ⱼ)  +  Σₚ (δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ
+
+that is, one matrix product over points each. The second sum, the cross-layer term, is diagonal in
+one pair of indices for neighbouring maps and costs nothing there.
+"""
+
+import math
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessian_lab.fields.encoding import encode
+from hessian_lab.fields.mlp import CoordinateMLP
+
+# Numbers in one panel of one pass, and the range of points per pass: long enough to amortize the
+# calls, short enough to stay in the caches.
+PANEL_NUMBERS = 1 << 21
+CHUNK_RANGE = (64, 1024)
+# Buffers of that size that one pass works in.
+NUM_PANELS = 6
+# Numbers moved at once when a finished block is written: what fits a core's own cache.
+TILE_NUMBERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which of the three kinds of terms to sum."""
+
+    ggn: bool = True
+    activation: bool = True
+    cross: bool = True
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one affine map stands in the flat parameters: weight [o, k] row-major, then bias [o]."""
+
+    start: int
+    fan_in: int
+    fan_out: int
+
+    @property
+    def weight(self) -> slice:
+        return slice(self.start, self.start + self.fan_in * self.fan_out)
+
+    @property
+    def bias(self) -> slice:
+        return slice(self.weight.stop, self.weight.stop + self.fan_out)
+
+    def part(self, rows: slice) -> tuple[slice, slice]:
+        """Return where the weights and the biases of some units stand."""
+        first = self.start + rows.start * self.fan_in
+        weight = slice(first, first + (rows.stop - rows.start) * self.fan_in)
+        return weight, slice(self.bias.start + rows.start, self.bias.start + rows.stop)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One chunk of points, run forward and backward; the index of each list is the map."""
+
+    inputs: list[Tensor]  # ã [p, k + 1]
+    deltas: list[Tensor]  # ∂ℓ/∂z [p, o]
+    slopes: list[Tensor]  # φ′(z) [p, o], hidden maps only
+    bends: list[Tensor]  # ∂ℓ/∂a φ″(z) [p, o], likewise
+    curvature: Tensor  # ∂²ℓ/∂f² [p, c, c]
+
+
+def assemble(
+    model: CoordinateMLP,
+    coords: Tensor,
+    slope: Tensor,
+    curvature: Tensor,
+    *,
+    parts: Parts,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return the Hessian [n, n] of a loss whose derivatives by the outputs are known.
+
+    About ``p n²`` operations, all but a few percent of them in matrix products.
+
+    Args:
+        model: The network; its parameters are read, not changed.
+        coords: Coordinates [p, d].
+        slope: ∂L/∂f [p, c], the mean over points included.
+        curvature: ∂²L/∂f² [p, c, c] of each point, likewise.
+        parts: The kinds of terms to sum.
+        chunk_size: Points per pass; by default as many as keep a panel near 16 MiB, and at
+            least 64. The last pass may be shorter.
+    """
+    maps = model.maps
+    slots = _slots(model)
+    size = slots[-1].bias.stop
+    chunk_size = chunk_size or _chunk_size(slots, len(coords))
+    space = _Workspace(coords)
+    blocks = _Blocks(slots, like=coords, parts=parts, space=space)
+    with torch.no_grad():
+        weights = [layer.weight for layer in maps]
+        for chunk in range(0, len(coords), chunk_size):
+            rows = slice(chunk, chunk + chunk_size)
+            blocks.add(_run(model, coords[rows], slope[rows], curvature[rows]), weights)
+        hessian = coords.new_empty(size, size)
+        blocks.write(hessian)
+    return hessian
+
+
+def temporary_numbers(model: CoordinateMLP, num_points: int) -> int:
+    """Return how many numbers ``assemble`` keeps at most beside the matrix itself."""
+    slots = _slots(model)
+    sizes = [slot.fan_out * (slot.fan_in + 1) for slot in slots]
+    kept = 0
+    for i, high in enumerate(sizes):
+        for j, low in enumerate(sizes[: i + 1]):
+            kept += high * low * (2 if i - j >= 2 else 1)
+    return kept + NUM_PANELS * _chunk_size(slots, num_points) * _widest(slots) ** 2
+
+
+def _slots(model: CoordinateMLP) -> list[_Slot]:
+    slots: list[_Slot] = []
+    start = 0
+    for layer in model.maps:
+        slots.append(_Slot(start, layer.in_features, layer.out_features))
+        start = slots[-1].bias.stop
+    return slots
+
+
+def _widest(slots: list[_Slot]) -> int:
+    return max(max(slot.fan_in + 1, slot.fan_out) for slot in slots)
+
+
+def _chunk_size(slots: list[_Slot], num_points: int) -> int:
+    least, most = CHUNK_RANGE
+    wanted = min(max(PANEL_NUMBERS // _widest(slots) ** 2, least), most)
+    return math.ceil(num_points / math.ceil(num_points / wanted))
+
+
+def _run(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor) -> _Pass:
+    """Run one chunk forward and backward."""
+    maps = model.maps
+    state = encode(coords, model.octaves)
+    ones = state.new_ones(len(state), 1)
+    inputs, slopes, seconds = [torch.cat([state, ones], dim=1)], [], []
+    for layer in maps[:-1]:
+        state, first, second = model.activation.jet(torch.addmm(layer.bias, state, layer.weight.T))
+        inputs.append(torch.cat([state, ones], dim=1))
+        slopes.append(first)
+        seconds.append(second)
+
+    deltas, bends = [slope], []
+    for layer, first, second in zip(maps[:0:-1], slopes[::-1], seconds[::-1], strict=True):
+        arriving = deltas[-1] @ layer.weight
+        deltas.append(arriving * first)
+        bends.append(arriving * second)
+    return _Pass(inputs, deltas[::-1], slopes, bends[::-1], curvature)
+
+
+def _times(stack: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
+    """Return ``stack @ matrix`` for [a, p, b] and [b, c], as one product."""
+    torch.mm(stack.flatten(0, 1), matrix, out=out.flatten(0, 1))
+    return out
+
+
+@dataclass(frozen=True)
+class _Stairs:
+    """The lower triangle of a symmetric matrix, packed in steps of a few rows of equal length.
+
+    Nearly half of the products of a diagonal block, in a handful of calls instead of one per row.
+    """
+
+    size: int
+
+    def steps(self) -> Iterator[tuple[slice, slice]]:
+        """Yield the rows of each step, and where its rows × (columns up to its end) are packed."""
+        height = max(4, self.size // 8)
+        place = 0
+        for start in range(0, self.size, height):
+            stop = min(start + height, self.size)
+            yield slice(start, stop), slice(place, place + (stop - start) * stop)
+            place += (stop - start) * stop
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the packed form has."""
+        return max(place.stop for _, place in self.steps())
+
+    def unfold(self, device: torch.device) -> Tensor:
+        """Return the place [size, size] of each entry, upper triangle included."""
+        table = torch.empty(self.size, self.size, dtype=torch.long, device=device)
+        for rows, place in self.steps():
+            step = torch.arange(place.start, place.stop, device=device).view(-1, rows.stop)
+            table[rows, : rows.stop] = step
+        return torch.tril(table) + torch.tril(table, -1).T
+
+
+class _Workspace:
+    """Buffers that every chunk reuses: faulting in fresh pages costs more than filling them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.kept: dict[Hashable, Tensor] = {}
+
+    def __call__(self, name: Hashable, *shape: int) -> Tensor:
+        """Return the buffer of this name in the given shape, with whatever it held."""
+        numbers = math.prod(shape)
+        if name not in self.kept or self.kept[name].numel() < numbers:
+            self.kept[name] = self.like.new_empty(numbers)
+        return self.kept[name][:numbers].view(shape)
+
+
+class _Blocks:
+    """Sums over points of every block ``i >= j``, in the order that the products leave them in."""
+
+    def __init__(self, slots: list[_Slot], *, like: Tensor, parts: Parts, space: _Workspace) -> None:
+        self.slots = slots
+        self.parts = parts
+        self.space = space
+        sizes = {size for slot in slots for size in (slot.fan_out, slot.fan_in + 1)}
+        self.stairs = {size: _Stairs(size) for size in sizes}
+        self.curved: dict[tuple[int, int], Tensor] = {}  # [o_i o_j, (k_i + 1) (k_j + 1)]
+        self.crossed: dict[tuple[int, int], Tensor] = {}  # [k_i o_j, o_i (k_j + 1)]
+        for i, high in enumerate(slots):
+            for j, low in enumerate(slots[: i + 1]):
+                if i == j:
+                    shape = (self.stairs[high.fan_out].numbers, self.stairs[high.fan_in + 1].numbers)
+                else:
+                    shape = (high.fan_out * low.fan_out, (high.fan_in + 1) * (low.fan_in + 1))
+                self.curved[i, j] = like.new_zeros(shape)
+                if i - j >= 2 and parts.cross:
+                    self.crossed[i, j] = like.new_zeros(
+                        high.fan_in * low.fan_out, high.fan_out * (low.fan_in + 1)
+                    )
+    def add(self, chunk: _Pass, weights: list[Tensor]) -> None:
+        """Add one chunk of points to every block."""
+        if self.parts.ggn or self.parts.activation:
+            self._add_curved(chunk, weights)
+        if self.parts.cross:
+            for j in range(len(self.slots) - 1):
+                self._add_neighbour(j + 1, chunk)
+                self._add_crossed(j, chunk, weights)
+
+    def _add_curved(self, chunk: _Pass, weights: list[Tensor]) -> None:
+        """Add ``(ãᵢ₋₁ ãᵢ₋₁ᵀ) ⊗ Sᵢ`` and its row of blocks for every map, last to first."""
+        points, channels = chunk.curvature.shape[:2]
+        bent = self.space("bent", channels, points, channels)  # S, as [o, p, o]
+        if self.parts.ggn:
+            bent.copy_(chunk.curvature.transpose(0, 1))
+        else:
+            bent.zero_()
+        for i in range(len(self.slots) - 1, -1, -1):
+            self._add_diagonal(i, bent, chunk)
+            if i:
+                # S W D with D = diag φ′: the Jacobian of a row of blocks and the next S start here.
+                scaled = _times(bent, weights[i], out=self._stack("scaled", bent, weights[i]))
+                scaled *= chunk.slopes[i - 1]
+                self._add_row(i, scaled, chunk, weights)
+                bent = self._bend(i, scaled, chunk, weights[i])
+
+    def _bend(self, i: int, scaled: Tensor, chunk: _Pass, weight: Tensor) -> Tensor:
+        """Return ``Sᵢ₋₁ = D (Wᵢᵀ Sᵢ Wᵢ) D + diag(∂ℓ/∂a φ″)`` from ``Sᵢ Wᵢ D``."""
+        bent = self.space("bent", weight.shape[1], *scaled.shape[1:])
+        torch.mm(weight.T, scaled.flatten(1), out=bent.flatten(1))
+        bent *= chunk.slopes[i - 1].T.unsqueeze(2)
+        if self.parts.activation:
+            bent.diagonal(dim1=0, dim2=2).add_(chunk.bends[i - 1])
+        return bent
+
+    def _stack(self, name: str, left: Tensor, matrix: Tensor) -> Tensor:
+        return self.space(name, *left.shape[:2], matrix.shape[1])
+
+    def _add_diagonal(self, i: int, curvature: Tensor, chunk: _Pass) -> None:
+        inputs = chunk.inputs[i]
+        points = len(inputs)
+        stairs = self.stairs[inputs.shape[1]]
+        outer = self.space("left", points, stairs.numbers)
+        for rows, place in stairs.steps():
+            target = outer[:, place].unflatten(1, (-1, rows.stop))
+            torch.mul(inputs[:, rows].unsqueeze(2), inputs[:, None, : rows.stop], out=target)
+        stairs = self.stairs[len(curvature)]
+        bent = self.space("right", points, stairs.numbers)
+        for rows, place in stairs.steps():
+            target = bent[:, place].unflatten(1, (-1, rows.stop))
+            target.copy_(curvature[rows, :, : rows.stop].transpose(0, 1))
+        self.curved[i, i].addmm_(bent.T, outer)
+
+    def _add_row(self, i: int, scaled: Tensor, chunk: _Pass, weights: list[Tensor]) -> None:
+        """Add ``(ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ Sᵢ Wᵢ Rᵢ₋₁,ⱼ`` for every j < i, the Jacobian built from its left."""
+        for j in range(i - 1, -1, -1):
+            if j < i - 1:
+                target = self._stack(f"walked {j % 2}", scaled, weights[j + 1])
+                scaled = _times(scaled, weights[j + 1], out=target)
+                scaled *= chunk.slopes[j]
+            bent = self.space("left", scaled.shape[1], scaled.shape[0], scaled.shape[2])
+            bent.copy_(scaled.transpose(0, 1))
+            outer = self._outer(chunk.inputs[i], chunk.inputs[j])
+            self.curved[i, j].addmm_(bent.flatten(1).T, outer)
+
+    def _add_crossed(self, j: int, chunk: _Pass, weights: list[Tensor]) -> None:
+        """Add ``(δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ`` for every i > j + 1, the Jacobian built from its right."""
+        jacobian = chunk.slopes[j]
+        for i in range(j + 2, len(self.slots)):
+            weight, slope = weights[i - 1], chunk.slopes[i - 1]
+            step = self.space(f"walked {i % 2}", len(weight), len(slope), self.slots[j].fan_out)
+            if i == j + 2:
+                torch.mul(weight.unsqueeze(1), jacobian, out=step)
+            else:
+                torch.mm(weight, jacobian.flatten(1), out=step.flatten(1))
+            jacobian = step.mul_(slope.T.unsqueeze(2))
+            flat = self.space("left", step.shape[1], step.shape[0], step.shape[2])
+            flat.copy_(jacobian.transpose(0, 1))
+            outer = self._outer(chunk.deltas[i], chunk.inputs[j])
+            self.crossed[i, j].addmm_(flat.flatten(1).T, outer)
+
+    def _add_neighbour(self, i: int, chunk: _Pass) -> None:
+        """Add the cross-layer term of the maps ``i`` and ``i - 1``: diagonal in (k_i, o_{i-1})."""
+        high, low = self.slots[i], self.slots[i - 1]
+        outer = self._outer(chunk.deltas[i], chunk.slopes[i - 1])
+        term = (outer.T @ chunk.inputs[i - 1]).view(high.fan_out, high.fan_in, low.fan_in + 1)
+        block = self.curved[i, i - 1].view(
+            high.fan_out, low.fan_out, high.fan_in + 1, low.fan_in + 1
+        )
+        block[:, :, :-1].diagonal(dim1=1, dim2=2).add_(term.transpose(1, 2))
+
+    def _outer(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return the products of every pair of columns, [p, a b]."""
+        panel = self.space("right", len(left), left.shape[1], right.shape[1])
+        torch.mul(left.unsqueeze(2), right.unsqueeze(1), out=panel)
+        return panel.flatten(1)
+
+    def write(self, hessian: Tensor) -> None:
+        """Write every block, and its mirror image, where it belongs; the sums are freed."""
+        for i, j in list(self.curved):
+            block = self.curved.pop((i, j))
+            if i == j:
+                self._write_diagonal(hessian, i, block)
+            else:
+                self._write_pair(hessian, i, j, block, self.crossed.pop((i, j), None))
+
+    def _write_diagonal(self, hessian: Tensor, i: int, block: Tensor) -> None:
+        slot = self.slots[i]
+        outputs = self.stairs[slot.fan_out].unfold(block.device)
+        inputs = self.stairs[slot.fan_in + 1].unfold(block.device)
+        for rows in _tiles(slot.fan_out, slot.fan_out * inputs.numel()):
+            tile = block[outputs[rows].flatten()][:, inputs.flatten()]
+            _write_rows(hessian, slot, slot, rows, tile.view(-1, slot.fan_out, *inputs.shape))
+
+    def _write_pair(
+        self, hessian: Tensor, i: int, j: int, block: Tensor, crossed: Tensor | None
+    ) -> None:
+        high, low = self.slots[i], self.slots[j]
+        block = block.view(high.fan_out, low.fan_out, high.fan_in + 1, low.fan_in + 1)
+        if crossed is not None:
+            crossed = crossed.view(high.fan_in, low.fan_out, high.fan_out, low.fan_in + 1)
+        for rows in _tiles(high.fan_out, block[0].numel()):
+            tile = block[rows]
+            if crossed is not None:
+                tile[:, :, :-1] += crossed[:, :, rows].permute(2, 1, 0, 3)
+            _write_rows(hessian, high, low, rows, tile)
+            _write_columns(hessian, high, low, rows, tile)
+
+
+def _tiles(count: int, numbers: int) -> Iterator[slice]:
+    """Yield slices of ``count`` rows of ``numbers`` numbers each, of about one tile."""
+    step = max(1, TILE_NUMBERS // numbers)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _write_rows(hessian: Tensor, high: _Slot, low: _Slot, rows: slice, tile: Tensor) -> None:
+    """Write the rows of some units of a map; ``tile`` is [units, o_j, k_i + 1, k_j + 1]."""
+    weight, bias = high.part(rows)
+    units, shape = len(tile), (low.fan_out, low.fan_in)
+    corner = hessian[weight, low.weight].unflatten(0, (units, high.fan_in)).unflatten(2, shape)
+    corner.copy_(tile[:, :, :-1, :-1].transpose(1, 2))
+    edge = hessian[weight, low.bias].unflatten(0, (units, high.fan_in))
+    edge.copy_(tile[:, :, :-1, -1].transpose(1, 2))
+    hessian[bias, low.weight].unflatten(1, shape).copy_(tile[:, :, -1, :-1])
+    hessian[bias, low.bias].copy_(tile[:, :, -1, -1])
+
+
+def _write_columns(hessian: Tensor, high: _Slot, low: _Slot, rows: slice, tile: Tensor) -> None:
+    """Write the mirror image of ``_write_rows``."""
+    weight, bias = high.part(rows)
+    units, shape = len(tile), (low.fan_out, low.fan_in)
+    corner = hessian[low.weight, weight].unflatten(1, (units, high.fan_in)).unflatten(0, shape)
+    corner.copy_(tile[:, :, :-1, :-1].permute(1, 3, 0, 2))
+    edge = hessian[low.bias, weight].unflatten(1, (units, high.fan_in))
+    edge.copy_(tile[:, :, :-1, -1].transpose(0, 1))
+    hessian[low.weight, bias].unflatten(0, shape).copy_(tile[:, :, -1, :-1].permute(1, 2, 0))
+    hessian[low.bias, bias].copy_(tile[:, :, -1, -1].T)

@@ -1,0 +1,69 @@
+"""What fits: checked before anything large is allocated."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from hessian_lab.errors import ResourceError
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def readable(num_bytes: float) -> str:
+    """Return a byte count for people, in binary units: ``1.21 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return the memory that can still be taken on a device, or None where nothing tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return None
+    rooms = [room for room in (_system_bytes(), _cgroup_bytes()) if room is not None]
+    return min(rooms, default=None)
+
+
+def require_bytes(needed: int, what: str, *, device: torch.device, cure: str) -> None:
+    """Check that ``needed`` bytes can be taken.
+
+    Raises:
+        ResourceError: If they cannot: with the bytes needed, the bytes there, and the cure.
+    """
+    there = available_bytes(device)
+    if there is not None and needed > there:
+        raise ResourceError(
+            f"{what} must fit in memory: it needs {readable(needed)} ({needed} bytes), and "
+            f"{readable(there)} are free on {device}. {cure}"
+        )
+
+
+def _system_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return _physical_bytes()
+    entries = dict(line.split(":", 1) for line in lines)
+    return int(entries["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in entries else None
+
+
+def _physical_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _cgroup_bytes() -> int | None:
+    """Return what a container's own limit leaves (cgroup v2)."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)

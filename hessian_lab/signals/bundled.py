@@ -1,0 +1,30 @@
+"""The images that scikit-image ships in its wheel."""
+
+from pathlib import Path
+
+import skimage
+
+from hessian_lab.errors import InputError
+from hessian_lab.signal import Signal
+from hessian_lab.signals.images import load_file
+
+# name -> (file, attribution), as scikit-image states it.
+FILES = {
+    "camera": ("camera.png", "Cameraman by Lav Varshney, CC0, from scikit-image"),
+    "astronaut": ("astronaut.png", "Eileen Collins by NASA, public domain, from scikit-image"),
+    "chelsea": ("chelsea.png", "Chelsea the cat by Stefan van der Walt, CC0, from scikit-image"),
+    "coffee": ("coffee.png", "Coffee by Rachel Michetti, CC0, from scikit-image"),
+    "retina": ("retina.jpg", "Retina by Mikael Häggström, CC0, from scikit-image"),
+}
+
+
+def load_bundled(name: str, size: int | None) -> Signal:
+    """Return one of scikit-image's own images."""
+    file, attribution = FILES[name]
+    path = Path(skimage.__file__).parent / "data" / file
+    if not path.exists():
+        raise InputError(
+            f"signal {name} must be in scikit-image's data folder, {path} is missing. "
+            "Reinstall it with: pip install --force-reinstall scikit-image"
+        )
+    return load_file(path, size, name=name, attribution=attribution)
