@@ -22,3 +22,7 @@ def bce(predictions: Tensor, values: Tensor) -> Tensor:
     """Return the binary cross-entropy with logits, summed over channels, averaged over points."""
     entropy = binary_cross_entropy_with_logits(predictions, values, reduction="none")
     return entropy.sum(dim=-1).mean()
+
+
+# The losses that a run record knows by name.
+LOSSES: dict[str, Loss] = {"mse": mse, "bce": bce}

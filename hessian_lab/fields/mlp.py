@@ -1,5 +1,8 @@
 """The coordinate network."""
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +17,8 @@ class CoordinateMLP(nn.Module):
     """A coordinate network: ``depth`` hidden layers of ``width``, and a linear read-out.
 
     With ``depth = 0`` it is one linear map. Its parameters are ``layers.0.weight``,
-    ``layers.0.bias``, ``layers.1.weight``, …; they are left uninitialised, for ``make_field`` or the
-    caller to fill, so that building a network never touches the global generator.
+    ``layers.0.bias``, ``layers.1.weight``, …; they are left unset, for ``make_field`` or the caller
+    to fill, so that building a network never touches the global generator.
 
     Args:
         num_inputs: Coordinates per point ``d``.
@@ -44,7 +47,7 @@ class CoordinateMLP(nn.Module):
         sizes = [num_inputs * (1 + 2 * octaves), *[width] * depth, num_outputs]
         self.layers = nn.ModuleList(
             nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=dtype, device=device or "cpu")
-            for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for fan_in, fan_out in pairwise(sizes)
         )
 
     @property
@@ -99,19 +102,18 @@ def make_field(
         ValueError: For an unknown name or a size, ω or σ out of range.
     """
     known("act", name, ACTIVATIONS)
-    defaults = FIELD_DEFAULTS[name]
     given = {"omega": omega, "sigma": sigma, "octaves": octaves, "init": init}
-    chosen = {
-        key: (given[key] if given[key] is not None else default)
-        for key, default in defaults.items()
+    chosen: dict[str, Any] = {
+        key: default if given[key] is None else given[key]
+        for key, default in FIELD_DEFAULTS[name].items()
     }
-    known("init", str(chosen["init"]), INITIALISATIONS)
+    known("init", chosen["init"], INITIALISATIONS)
     _check_sizes(num_inputs, num_outputs, width, depth)
-    scales = {key: float(chosen[key]) for key in ("omega", "sigma") if key in chosen}  # type: ignore[arg-type]
+    scales = {key: float(chosen[key]) for key in ("omega", "sigma") if key in chosen}
     for key, value in scales.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"{key} must be positive and finite, got {value}.")
-    num_octaves = int(chosen.get("octaves", 0))  # type: ignore[call-overload]
+    num_octaves = chosen.get("octaves", 0)
     if num_octaves < 0:
         raise ValueError(f"octaves must be at least 0, got {num_octaves}.")
     field = CoordinateMLP(
@@ -125,7 +127,7 @@ def make_field(
         device=device,
     )
     generator = torch.Generator().manual_seed(seed)
-    initialise(field.maps, str(chosen["init"]), omega=scales.get("omega"), generator=generator)
+    initialise(field.maps, chosen["init"], omega=scales.get("omega"), generator=generator)
     return field
 
 

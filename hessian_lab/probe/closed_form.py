@@ -41,7 +41,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one affine map stands in the flat parameters: weight [o, k] row-major, then bias [o]."""
+    """Where one affine map stands in the flat parameters: weight [o, k], then bias [o]."""
 
     start: int
     fan_in: int
@@ -188,7 +188,7 @@ class _Stairs:
     @property
     def numbers(self) -> int:
         """How many numbers the packed form has."""
-        return max(place.stop for _, place in self.steps())
+        return int(max(place.stop for _, place in self.steps()))
 
     def unfold(self, device: torch.device) -> Tensor:
         """Return the place [size, size] of each entry, upper triangle included."""
@@ -217,7 +217,9 @@ class _Workspace:
 class _Blocks:
     """Sums over points of every block ``i >= j``, in the order that the products leave them in."""
 
-    def __init__(self, slots: list[_Slot], *, like: Tensor, parts: Parts, space: _Workspace) -> None:
+    def __init__(
+        self, slots: list[_Slot], *, like: Tensor, parts: Parts, space: _Workspace
+    ) -> None:
         self.slots = slots
         self.parts = parts
         self.space = space
@@ -228,7 +230,10 @@ class _Blocks:
         for i, high in enumerate(slots):
             for j, low in enumerate(slots[: i + 1]):
                 if i == j:
-                    shape = (self.stairs[high.fan_out].numbers, self.stairs[high.fan_in + 1].numbers)
+                    shape = (
+                        self.stairs[high.fan_out].numbers,
+                        self.stairs[high.fan_in + 1].numbers,
+                    )
                 else:
                     shape = (high.fan_out * low.fan_out, (high.fan_in + 1) * (low.fan_in + 1))
                 self.curved[i, j] = like.new_zeros(shape)
@@ -236,6 +241,7 @@ class _Blocks:
                     self.crossed[i, j] = like.new_zeros(
                         high.fan_in * low.fan_out, high.fan_out * (low.fan_in + 1)
                     )
+
     def add(self, chunk: _Pass, weights: list[Tensor]) -> None:
         """Add one chunk of points to every block."""
         if self.parts.ggn or self.parts.activation:

@@ -96,7 +96,9 @@ def hessian_terms(
         parts = Parts(**({"ggn": False, "activation": False, "cross": False} | kinds))
         return assemble(model, signal.coords, *derivatives, parts=parts, chunk_size=chunk_size)
 
-    return HessianTerms(ggn=part(ggn=True), activation=part(activation=True), cross=part(cross=True))
+    return HessianTerms(
+        ggn=part(ggn=True), activation=part(activation=True), cross=part(cross=True)
+    )
 
 
 def require_hessian(model: nn.Module, size: int, num_points: int) -> None:

@@ -26,7 +26,8 @@ def hessian_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
     symmetrized: rounding leaves the two triangles apart by some 1e-16 of their size.
     """
     parameters = trainable(model)
-    with torch.enable_grad(), _SavedBytes() as saved:
+    saved = _SavedBytes()
+    with torch.enable_grad(), saved.hooks():
         value = loss(model(signal.coords), signal.values)
         gradients = torch.autograd.grad(
             value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
@@ -84,12 +85,15 @@ def _block_size(saved_bytes: int) -> int:
     return max(least, min(most, BLOCK_BYTES // max(1, saved_bytes)))
 
 
-class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+class _SavedBytes:
     """Counts the bytes that a graph keeps while it is built."""
 
     def __init__(self) -> None:
         self.total = 0
-        super().__init__(self._pack, lambda tensor: tensor)
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        """Return the context in which tensors are counted."""
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         self.total += tensor.numel() * tensor.element_size()

@@ -174,7 +174,9 @@ def spectrum(matrix: Tensor | np.ndarray) -> Spectrum:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if tensor.dtype != torch.float64:
         logger.warning(
-            "The %s matrix is promoted to float64; its rounding floor stays that of %s.", dtype, dtype
+            "The %s matrix is promoted to float64; its rounding floor stays that of %s.",
+            dtype,
+            dtype,
         )
     require_bytes(
         2 * 8 * len(tensor) ** 2,

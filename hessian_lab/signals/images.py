@@ -124,5 +124,7 @@ def _resize(pixels: Array, size: int | None) -> Array:
         return pixels
     from skimage.transform import resize
 
-    resized: Array = resize(pixels, (size, size), anti_aliasing=True, preserve_range=True)
+    resized: Array = resize(  # type: ignore[no-untyped-call]
+        pixels, (size, size), anti_aliasing=True, preserve_range=True
+    )
     return resized

@@ -1,0 +1,9 @@
+"""The command line: one file per command; they parse, call and print."""
+
+# name -> its module, with HELP, add_flags(parser) and run(args); only run imports torch.
+COMMANDS = {
+    "train": "hessian_lab.cli.train",
+    "eigs": "hessian_lab.cli.eigs",
+    "list": "hessian_lab.cli.list",
+    "info": "hessian_lab.cli.info",
+}

@@ -1,0 +1,64 @@
+"""Flags that commands share; those of training come from ``Setup``."""
+
+import argparse
+from dataclasses import MISSING, fields
+from typing import Any, get_args, get_type_hints
+
+from hessian_lab.cli.parser import Parser, number, one_of, option
+from hessian_lab.signals import is_path
+from hessian_lab.training.setup import Setup
+
+
+def add_setup(parser: Parser) -> None:
+    """Add one flag per field of ``Setup``; what is not given does not appear in the namespace."""
+    group = parser.add_argument_group("what to train")
+    hints = get_type_hints(Setup)
+    for entry in fields(Setup):
+        flag = entry.metadata.get("flag", "--" + entry.name.replace("_", "-"))
+        options: dict[str, Any] = {
+            "dest": entry.name,
+            "default": argparse.SUPPRESS,
+            "help": entry.metadata["help"],
+        }
+        if entry.default is not MISSING and entry.default is not None:
+            options["help"] += f" (default {entry.default})"
+        if flag == "--set":
+            options |= {"action": "append", "type": option, "metavar": "KEY=VALUE"}
+        else:
+            options |= _kind(entry.name, entry.metadata.get("names"), hints[entry.name])
+        group.add_argument(flag, **options)
+
+
+def _kind(name: str, names: Any, hint: Any) -> dict[str, Any]:
+    if name == "signal":
+        known = list(names)
+
+        def convert(text: str) -> str:
+            return text if is_path(text) else one_of(known)(text)
+
+        return {"type": convert, "metavar": "NAME"}
+    if names is not None:
+        return {"type": one_of(list(names)), "metavar": "NAME"}
+    kinds = [kind for kind in (*get_args(hint), hint) if kind in (int, float)]
+    if kinds:
+        return {"type": number(kinds[0]), "metavar": "N" if kinds[0] is int else "X"}
+    return {"type": str, "metavar": "NAME"}
+
+
+def given_setup(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``Setup`` that were given on the command line."""
+    names = [entry.name for entry in fields(Setup)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "options" in given:
+        given["options"] = dict(given["options"])
+    return given
+
+
+def add_output(parser: Parser) -> None:
+    """Add the flags that say where results go and how much is told."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", metavar="DIR", help="the run directory (runs/<act>-<hash>)")
+    group.add_argument("--overwrite", action="store_true", help="start anew in a used --out")
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    group.add_argument("--quiet", "-q", action="store_true", help="no progress, no logs")
+    group.add_argument("--verbose", "-v", action="store_true", help="debug logs, and tracebacks")

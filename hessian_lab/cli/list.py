@@ -1,0 +1,43 @@
+"""``hessian-lab list``."""
+
+import argparse
+
+from hessian_lab.cli.parser import Parser
+from hessian_lab.fields import FIELD_DEFAULTS
+from hessian_lab.optim import DEFAULT_RATES
+from hessian_lab.signals import SIGNALS
+
+HELP = "list activations, signals or optimizers"
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of this command."""
+    parser.add_argument("what", choices=("acts", "signals", "optimizers"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print one name per line, with what it takes by default."""
+    lines = {"acts": _acts, "signals": _signals, "optimizers": _optimizers}[args.what]()
+    print("\n".join(lines))
+    return 0
+
+
+def _acts() -> list[str]:
+    return [
+        f"{name:10s} " + ", ".join(f"{key} {value}" for key, value in defaults.items())
+        for name, defaults in FIELD_DEFAULTS.items()
+    ]
+
+
+def _signals() -> list[str]:
+    from hessian_lab.signals.bundled import FILES
+
+    texts = {name: attribution for name, (_, attribution) in FILES.items()}
+    texts["sines"] = "sin 2πx + sin 6πx on [-1, 1], 256 points"
+    return [f"{name:10s} {texts[name]}" for name in SIGNALS] + [
+        f"{'PATH':10s} any image file: whatever has a '/', '.' or '~' in it"
+    ]
+
+
+def _optimizers() -> list[str]:
+    return [f"{name:10s} lr {rate:g}" for name, rate in DEFAULT_RATES.items()]

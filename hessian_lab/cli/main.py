@@ -1,0 +1,145 @@
+"""``hessian-lab``: parse, call, print, and turn errors into exit statuses."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+
+import hessian_lab
+from hessian_lab.cli import COMMANDS
+from hessian_lab.cli.parser import Parser
+from hessian_lab.errors import InputError, UsageError
+from hessian_lab.names import suggestion
+
+DONE, FAILED, USAGE, UNCHECKED, INPUT, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+SHORT_HELP = """\
+hessian-lab: a microscope for the loss landscape of neural fields.
+
+  hessian-lab eigs --act relu_pe     all Hessian eigenvalues along a training
+  hessian-lab train --act sine       train, and keep the trajectory
+  hessian-lab list acts              what there is: acts, signals, optimizers
+  hessian-lab info                   versions and machine, to paste into an issue
+
+hessian-lab COMMAND --help tells the rest.
+"""
+
+logger = logging.getLogger("hessian_lab")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        print(SHORT_HELP, end="")
+        return DONE
+    parser, commands = build()
+    args = parse(parser, commands, arguments)
+    _set_up_logs(args)
+    try:
+        status = _module(args.command).run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print("hessian-lab: interrupted. The same command continues.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        return _report(error, verbose=getattr(args, "verbose", False))
+    return int(status)
+
+
+def build() -> tuple[Parser, dict[str, Parser]]:
+    """Return the parser, and that of each command."""
+    parser = Parser(
+        prog="hessian-lab", description="A microscope for the loss landscape of neural fields."
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions and exit")
+    places = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = {}
+    for name in COMMANDS:
+        module = _module(name)
+        commands[name] = places.add_parser(
+            name,
+            prog=f"hessian-lab {name}",
+            help=module.HELP,
+            description=module.HELP,
+            epilog=getattr(module, "EPILOG", None),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_flags(commands[name])
+    return parser, commands
+
+
+def parse(
+    parser: Parser, commands: dict[str, Parser], arguments: Sequence[str]
+) -> argparse.Namespace:
+    """Parse a command line; flags may also stand before the command."""
+    args, left = parser.parse_known_args(_command_first(commands, list(arguments)))
+    if left:
+        command = commands[args.command]
+        near = suggestion(left[0].split("=")[0], command.flags()) if left[0][0] == "-" else ""
+        command.error(f"{left[0]!r} is no argument of {args.command}.{near}")
+    return args
+
+
+def _command_first(commands: dict[str, Parser], arguments: list[str]) -> list[str]:
+    """Move the command before the flags that were typed before it."""
+    if arguments[0] in ("--help", "-h", "--version") or not arguments[0].startswith("-"):
+        return arguments
+    valued = {
+        flag for parser in commands.values() for flag in parser.flags() if parser.takes_value(flag)
+    }
+    for place, word in enumerate(arguments):
+        if word in commands and arguments[place - 1] not in valued:
+            return [word, *arguments[:place], *arguments[place + 1 :]]
+    return arguments
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(COMMANDS[name])
+
+
+def _set_up_logs(args: argparse.Namespace) -> None:
+    """Send logs to stderr, one plain line each."""
+    level = logging.INFO
+    if getattr(args, "quiet", False):
+        level = logging.ERROR
+    elif getattr(args, "verbose", False):
+        level = logging.DEBUG
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("hessian-lab: %(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def _report(error: Exception, *, verbose: bool) -> int:
+    if verbose:
+        logger.exception("failed")
+    text = str(error) or type(error).__name__
+    known = isinstance(error, UsageError | InputError | MemoryError | ArithmeticError | OSError)
+    if not known and not isinstance(error, ValueError | TypeError):
+        text = f"{type(error).__name__}: {text} Run it with --verbose for the traceback."
+    print(f"hessian-lab: error: {text}", file=sys.stderr)
+    if isinstance(error, UsageError):
+        return USAGE
+    return INPUT if isinstance(error, InputError) else FAILED
+
+
+class _Version(argparse.Action):
+    """Prints the versions of the package and of torch, without importing torch."""
+
+    def __call__(self, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            torch = version("torch")
+        except PackageNotFoundError:
+            torch = "missing"
+        print(f"hessian-lab {hessian_lab.__version__} (torch {torch})")
+        raise SystemExit(DONE)

@@ -1,0 +1,141 @@
+"""Tables for people, and objects for machines."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from hessian_lab.measures.eigenvalues import Eigenvalues, Measured
+from hessian_lab.probe.spectrum import pooled
+from hessian_lab.training.files import finite
+from hessian_lab.training.run import COLUMNS, Run
+
+BAR_WIDTH = 40
+# Decades of the text histogram, counted down from max|λ|.
+NUM_DECADES = 14
+
+
+def train_json(run: Run) -> dict[str, Any]:
+    """Return the object that ``train --json`` prints."""
+    last = {name: run.metrics[name].iloc[-1].item() for name in COLUMNS}
+    result: dict[str, Any] = finite(
+        {
+            "command": "train",
+            "run": str(run.path),
+            "setup": run.setup.to_json(),
+            "num_parameters": run.num_parameters,
+            "num_checkpoints": len(run.steps),
+            "final": last,
+        }
+    )
+    return result
+
+
+def train_table(run: Run) -> str:
+    """Return the first, middle and last checkpoint of a run, for people."""
+    lines = [headline(run), "", f"{'step':>8} {'loss':>11} {'PSNR dB':>9} {'|grad|':>10} {'s':>8}"]
+    for place in first_middle_last(len(run.steps)):
+        row = run.metrics.iloc[place]
+        lines.append(
+            f"{int(row['step']):8d} {row['loss']:11.4e} {_decibels(row['psnr']):>9} "
+            f"{row['grad_norm']:10.3e} {row['wall_s']:8.2f}"
+        )
+    return "\n".join([*lines, "", f"{len(run.steps)} checkpoints in {run.path}"])
+
+
+def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
+    """Return the spectra of a run, for people."""
+    run, spectra = result.run, result.spectra
+    lines = [
+        headline(run),
+        f"all {run.num_parameters} eigenvalues of the Hessian at {len(spectra)} checkpoints, exact "
+        "(dense, float64)",
+        "",
+        f"{'step':>6} {'loss':>10} {'PSNR dB':>8} {'λmin':>10} {'λmax':>9} {'zero':>7} "
+        f"{'struct.':>8} {'neg.':>7} {'min|λ|':>9} {'floor':>9} {'κ':>11}",
+    ]
+    for place in first_middle_last(len(spectra)):
+        lines.append(_row(result.measured[place]))
+    pool = pooled(spectra)
+    least = min(spectra, key=lambda one: one.smallest_magnitude)
+    below = "" if least.smallest_magnitude_resolved else ", below its floor: not told from zero"
+    if least.structural_zeros:
+        below = ", exactly: rows of the Hessian are zero"
+    lines += [
+        "",
+        f"pooled over training: {pool['numerical_zero_share']:.1%} zero "
+        f"({pool['structural_zero_share']:.1%} structural), {pool['negative_share']:.1%} negative",
+        f"smallest |λ|: {least.smallest_magnitude:.2g}{below}",
+        "",
+        *histogram(result),
+        "",
+        f"results in {run.path}",
+        *pictures,
+    ]
+    return "\n".join(lines)
+
+
+def headline(run: Run) -> str:
+    """Return one line on what was trained on what."""
+    setup, data = run.setup, run.record["data"]
+    name = run.record["module"] if run.record["own_module"] else setup.act
+    shape = "" if run.record["own_module"] else f" {setup.depth}×{setup.width}"
+    return (
+        f"{name}{shape} ({run.num_parameters} parameters) on {data['name']} "
+        f"({data['num_points']} points), {setup.optimizer}, "
+        f"{run.steps[-1]} steps, seed {setup.seed}"
+    )
+
+
+def first_middle_last(count: int) -> list[int]:
+    """Return three places of a list, or fewer when it is short."""
+    return sorted({0, count // 2, count - 1})
+
+
+def histogram(result: Eigenvalues) -> list[str]:
+    """Return the pooled magnitudes by decades below each spectrum's own max|λ|."""
+    decades, zero, negative = [], [], []
+    for one in result.spectra:
+        magnitudes, top = one.magnitudes.numpy(), one.spectral_radius
+        with np.errstate(divide="ignore", invalid="ignore"):
+            decades.append(np.log10(magnitudes / top) if top else np.full(len(magnitudes), -np.inf))
+        zero.append(magnitudes <= one.tolerance)
+        negative.append(one.values.numpy() < 0)
+    place, dead, minus = np.concatenate(decades), np.concatenate(zero), np.concatenate(negative)
+    rows = []
+    for decade in range(NUM_DECADES):
+        inside = (place > -decade - 1) & ~dead & (place <= -decade)
+        if decade == NUM_DECADES - 1:
+            inside = (place <= -decade) & ~dead
+        label = f"1e-{decade + 1:02d} … 1e-{decade:02d}"
+        rows.append((label, float((inside & ~minus).mean()), float((inside & minus).mean())))
+    while len(rows) > 1 and rows[-1][1] + rows[-1][2] == 0:
+        rows.pop()
+    widest = max(dead.mean(), *(plus + less for _, plus, less in rows))
+    lines = ["|λ| / max|λ|, pooled   █ positive  ▒ negative  ░ zero"]
+    lines += [_bar(label, [(plus, "█"), (less, "▒")], widest) for label, plus, less in rows]
+    return [*lines, _bar("zero (≤ floor)", [(float(dead.mean()), "░")], widest)]
+
+
+def _bar(label: str, parts: list[tuple[float, str]], widest: float) -> str:
+    total = sum(share for share, _ in parts)
+    bars = "".join(mark * round(BAR_WIDTH * share / widest) for share, mark in parts)
+    return f"{label:>15} {total:6.1%} {bars}".rstrip()
+
+
+def _row(one: Measured) -> str:
+    spectrum = one.spectrum
+    size = len(spectrum.values)
+    bound = "" if spectrum.condition_number_resolved else "≥ "
+    smallest = f"{spectrum.smallest_magnitude:.1e}" if spectrum.smallest_magnitude else "0"
+    kappa = f"{bound}{spectrum.condition_number:.1e}"
+    return (
+        f"{one.step:6d} {one.loss:10.3e} {_decibels(one.psnr):>8} {spectrum.lambda_min:10.2e} "
+        f"{spectrum.lambda_max:9.2e} {spectrum.numerical_zeros / size:7.1%} "
+        f"{spectrum.structural_zeros / size:8.1%} {spectrum.negative / size:7.1%} {smallest:>9} "
+        f"{spectrum.tolerance:9.1e} {kappa:>11}"
+    )
+
+
+def _decibels(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}"

@@ -1,0 +1,71 @@
+"""Progress on stderr: bars in a terminal, plain lines elsewhere."""
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from hessian_lab.training.loop import train
+from hessian_lab.training.run import Run, checkpoint_steps
+from hessian_lab.training.setup import Setup
+
+# Seconds between two plain lines.
+LINE_INTERVAL = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """A bar where stderr is a terminal, a line every few seconds elsewhere, nothing if quiet."""
+
+    def __init__(self, what: str, total: int, *, quiet: bool) -> None:
+        self.what = what
+        self.total = total
+        self.count = 0
+        self.last = time.perf_counter()
+        terminal = sys.stderr.isatty()
+        self.lines = not quiet and not terminal
+        self.bar = tqdm(total=total, desc=what, disable=quiet or not terminal, leave=False)
+
+    def advance(self, **numbers: float) -> None:
+        """Count one more, and show some numbers."""
+        self.count += 1
+        self.bar.set_postfix_str(_text(numbers), refresh=False)
+        self.bar.update()
+        now = time.perf_counter()
+        if self.lines and (self.count == self.total or now - self.last >= LINE_INTERVAL):
+            self.last = now
+            logger.info("%s %d/%d, %s", self.what, self.count, self.total, _text(numbers))
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+
+def _text(numbers: Mapping[str, float]) -> str:
+    shown = {name: value for name, value in numbers.items() if value == value}
+    return ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+
+
+def trained(args: argparse.Namespace, given: Mapping[str, Any]) -> Run:
+    """Train as the flags say, with progress, and return the run."""
+    setup = Setup(**given)
+    checked = setup.resolved()
+    for name in setup.ignored():
+        logger.warning("--%s has no effect on %s", name, setup.act)
+    total = (
+        checked.steps + 1 if checked.checkpoint_every is None else len(checkpoint_steps(checked))
+    )
+    progress = Progress("training", total, quiet=args.quiet)
+
+    def watch(row: dict[str, float]) -> None:
+        progress.advance(loss=row["loss"], psnr=row["psnr"])
+
+    try:
+        return train(setup, out=args.out, overwrite=args.overwrite, watch=watch)
+    finally:
+        progress.close()

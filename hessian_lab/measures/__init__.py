@@ -1,0 +1,1 @@
+"""Quantities measured along a trajectory, one per file."""

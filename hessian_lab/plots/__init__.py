@@ -1,0 +1,1 @@
+"""Pictures, one per file; they read results and compute nothing."""

@@ -1,0 +1,1 @@
+"""Training, and the trajectory it leaves on disk."""

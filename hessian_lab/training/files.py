@@ -1,0 +1,132 @@
+"""Files that are whole or absent, and a directory that one process writes at a time."""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from hessian_lab.errors import InputError, ResourceError, UsageError
+from hessian_lab.probe.memory import readable
+
+LOCK = ".lock"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file through a neighbour and a rename: a reader sees the old or the new one, whole.
+
+    Raises:
+        ResourceError: If the disk is full; the old file is intact.
+    """
+    neighbour = path.with_name(f".{path.name}.tmp")
+    try:
+        with room_for(path), neighbour.open("wb") as stream:
+            write(stream)
+        neighbour.replace(path)
+    except BaseException:
+        neighbour.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, entries: object) -> None:
+    """Write JSON atomically; numbers that are not finite become null."""
+    text = json.dumps(finite(entries), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Return a JSON object from a file.
+
+    Raises:
+        InputError: If the file is missing or no JSON object.
+    """
+    try:
+        entries = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{what} must exist, {path} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{what} must be readable JSON, {path}: {error}.") from error
+    if not isinstance(entries, dict):
+        raise InputError(f"{what} must hold a JSON object, {path} does not.")
+    return entries
+
+
+def finite(entries: Any) -> Any:
+    """Return JSON data with every number that is not finite replaced by None."""
+    if isinstance(entries, dict):
+        return {key: finite(value) for key, value in entries.items()}
+    if isinstance(entries, list | tuple):
+        return [finite(value) for value in entries]
+    if isinstance(entries, float) and not math.isfinite(entries):
+        return None
+    return entries
+
+
+@contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Turn "no space left on device" into an error that says what to do.
+
+    Raises:
+        ResourceError: In its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise ResourceError(
+            f"{path.name} must fit on the disk: {error.strerror} in {path.parent}. "
+            "Free some space or choose another --out; what was saved is intact."
+        ) from error
+    except RuntimeError as error:
+        # torch.save reports a full disk as a failure of its archive writer.
+        if not any(hint in str(error) for hint in ("PytorchStreamWriter", "unexpected pos")):
+            raise
+        raise ResourceError(
+            f"{path.name} must fit on the disk: writing in {path.parent} failed. "
+            "Free some space or choose another --out; what was saved is intact."
+        ) from error
+
+
+def require_disk(path: Path, needed: int, cure: str) -> None:
+    """Check that ``needed`` bytes are free on the disk of a directory.
+
+    Raises:
+        ResourceError: If they are not: with the bytes needed, the bytes there, and the cure.
+    """
+    free = shutil.disk_usage(path).free
+    if needed > free:
+        raise ResourceError(
+            f"The trajectory must fit on the disk: it needs {readable(needed)} ({needed} bytes), "
+            f"and {readable(free)} are free in {path}. {cure}"
+        )
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        UsageError: If another live process holds it.
+    """
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode().strip() or "unknown"
+            raise UsageError(
+                f"out must not be in use, another process (pid {holder}) is writing {directory}. "
+                "Wait for it, or choose another --out."
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,289 @@
+"""A run directory, read back."""
+
+import copy
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from hessian_lab.errors import InputError
+from hessian_lab.fields.mlp import CoordinateMLP, make_field
+from hessian_lab.losses import LOSSES, Loss
+from hessian_lab.signal import Signal, Source
+from hessian_lab.signals import load_signal
+from hessian_lab.training.files import read_json, write_atomically
+from hessian_lab.training.setup import Setup, setup_from_json
+from hessian_lab.training.trajectory import read_trajectory
+
+FORMAT_VERSION = 1
+RECORD, RESUME, METRICS, SIGNAL = "run.json", "resume.pt", "metrics.csv", "signal.npz"
+# What measurements leave beside a trajectory.
+RESULTS = (
+    "eigenvalues.npy",
+    "spectrum.csv",
+    "eigs.json",
+    "figures/eigenvalues.png",
+    "figures/eigenvalues.pdf",
+)
+COLUMNS = ("step", "wall_s", "evaluations", "step_length", "loss", "psnr", "grad_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One training run on disk. It may be moved: nothing in it names its place.
+
+    Attributes:
+        path: The run directory.
+        setup: What was asked for, defaults filled in.
+        record: ``run.json``: setup, provenance, data, status.
+        steps: The optimizer steps of the checkpoints that are there, ascending; the first is 0.
+        metrics: One row per checkpoint: step, wall_s (s), evaluations, step_length (‖Δθ‖ of the
+            last step), and loss, psnr (dB), grad_norm of the whole signal.
+    """
+
+    path: Path
+    setup: Setup
+    record: dict[str, Any]
+    steps: list[int]
+    metrics: pd.DataFrame
+    module: nn.Module | None = field(default=None, repr=False)
+    own_loss: Loss | None = field(default=None, repr=False)
+
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters ``n``."""
+        return int(self.record["num_parameters"])
+
+    @property
+    def diverged(self) -> str | None:
+        """How training diverged, or None if it did not."""
+        return read_resume(self.path).get("diverged")
+
+    @property
+    def complete(self) -> bool:
+        """Whether training went to its last step."""
+        return self.steps[-1] == self.setup.steps
+
+    @property
+    def trajectory(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """The parameters [checkpoints, n], memory-mapped, in the training's precision."""
+        return read_trajectory(self.path, len(self.steps))
+
+    def signal(self) -> Signal:
+        """Return the signal that was fitted, in the training's precision, on its device.
+
+        Raises:
+            InputError: If the data are no longer those that were fitted.
+        """
+        target = {"dtype": getattr(torch, self.setup.dtype), "device": self.setup.device}
+        if (self.path / SIGNAL).exists():
+            signal = _read_signal(self.path / SIGNAL)
+        else:
+            signal = load_signal(self.setup.signal, self.setup.size)
+        found = data_digest(signal)
+        if found != self.record["data"]["sha256_points"]:
+            raise InputError(
+                f"signal must be the one that was fitted, {self.record['data']['name']} is not: "
+                f"its points have SHA-256 {found[:12]}…."
+            )
+        return signal.to(**target)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss that was minimized.
+
+        Raises:
+            InputError: If it was a user's own, which a run directory does not hold.
+        """
+        if self.own_loss is not None:
+            return self.own_loss
+        if self.record["own_loss"]:
+            raise InputError(
+                f"run {self.path} was trained with a loss of yours, {self.record['loss']}. "
+                "Pass it: load_run(path, loss=…)."
+            )
+        return LOSSES[self.record["loss"]]
+
+    def model(self, step: int) -> nn.Module:
+        """Return a fresh model with the parameters of the checkpoint at an optimizer step.
+
+        Raises:
+            ValueError: If there is no checkpoint at this step.
+            InputError: If the module was a user's own, which a run directory does not hold.
+        """
+        if step not in self.steps:
+            raise ValueError(f"step must be a checkpoint ({self._listed()}), got {step}.")
+        row = np.array(self.trajectory[self.steps.index(step)])
+        model = self._blank()
+        fill(model, torch.from_numpy(row))
+        return model
+
+    def _listed(self) -> str:
+        shown = [str(step) for step in self.steps]
+        return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", shown[-1]])
+
+    def _blank(self) -> nn.Module:
+        if self.module is not None:
+            return copy.deepcopy(self.module)
+        if self.record["own_module"]:
+            raise InputError(
+                f"run {self.path} was trained on a module of yours, {self.record['module']}. "
+                "Pass it: load_run(path, model=…)."
+            )
+        return field_of(self.setup, *self.record["shape"])
+
+
+def field_of(setup: Setup, num_inputs: int, num_outputs: int) -> CoordinateMLP:
+    """Return the freshly initialised field that a resolved setup describes."""
+    return make_field(
+        setup.act,
+        num_inputs,
+        num_outputs,
+        width=setup.width,
+        depth=setup.depth,
+        omega=setup.omega,
+        sigma=setup.sigma,
+        octaves=setup.octaves,
+        init=setup.init,
+        seed=setup.seed,
+        dtype=getattr(torch, setup.dtype),
+        device=setup.device,
+    )
+
+
+def fill(model: nn.Module, parameters: Tensor) -> None:
+    """Copy a flat vector [n] into a model, in the order of ``named_parameters()``."""
+    with torch.no_grad():
+        start = 0
+        for value in model.parameters():
+            part = parameters[start : start + value.numel()]
+            value.copy_(part.view_as(value))
+            start += value.numel()
+
+
+def flat(model: nn.Module) -> Tensor:
+    """Return the parameters as one vector [n], in the order of ``named_parameters()``."""
+    return torch.cat([value.detach().reshape(-1) for value in model.parameters()])
+
+
+def checkpoint_steps(setup: Setup) -> list[int]:
+    """Return the steps at which a run keeps its parameters; the last step is always one."""
+    every = setup.checkpoint_every or 1
+    steps = list(range(0, setup.steps + 1, every))
+    return steps if steps[-1] == setup.steps else [*steps, setup.steps]
+
+
+def load_run(path: str | Path, *, model: nn.Module | None = None, loss: Loss | None = None) -> Run:
+    """Return a run from its directory, also while it is being trained or after it was killed.
+
+    Args:
+        path: A run directory.
+        model: The module, where it was a user's own; its parameters do not matter.
+        loss: The loss, where it was a user's own.
+
+    Raises:
+        InputError: If the directory is missing, no run, of a newer format, or without a checkpoint.
+    """
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise InputError(f"run must be a run directory, {directory} does not exist.")
+    record = read_record(directory)
+    setup = setup_from_json(record["setup"])
+    count = read_resume(directory)["count"]
+    steps = checkpoint_steps(setup)[:count]
+    read_trajectory(directory, count)
+    return Run(directory, setup, record, steps, _read_metrics(directory, count), model, loss)
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """Return ``run.json``.
+
+    Raises:
+        InputError: If it is missing, unreadable, or of a newer format.
+    """
+    if not (directory / RECORD).exists():
+        raise InputError(f"run must be a run directory, {directory} has no {RECORD}.")
+    record = read_json(directory / RECORD, "run")
+    version = record.get("format_version")
+    if not isinstance(version, int):
+        raise InputError(f"run must state its format_version, {directory / RECORD} does not.")
+    if version > FORMAT_VERSION:
+        raise InputError(
+            f"run must be of format {FORMAT_VERSION} or older, {directory} is of format {version}. "
+            "Update hessian-lab."
+        )
+    missing = {"setup", "data", "num_parameters", "shape"} - record.keys()
+    if missing:
+        raise InputError(f"run must be whole, {directory / RECORD} lacks {', '.join(missing)}.")
+    return record
+
+
+def read_resume(directory: Path) -> dict[str, Any]:
+    """Return the state to continue from, loaded with ``weights_only=True``.
+
+    Raises:
+        InputError: If there is none yet, or it is unreadable.
+    """
+    path = directory / RESUME
+    if not path.exists():
+        raise InputError(
+            f"run must have a checkpoint, {directory} has none yet. "
+            f"Train it: hessian-lab train --out {directory} …"
+        )
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"run must have a readable {RESUME}, {path}: {error}") from error
+    return state
+
+
+def _read_metrics(directory: Path, count: int) -> pd.DataFrame:
+    path = directory / METRICS
+    try:
+        metrics = pd.read_csv(path, float_precision="round_trip")
+    except FileNotFoundError:
+        raise InputError(f"run must have metrics, {path} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"run must have readable metrics, {path}: {error}.") from error
+    if list(metrics.columns) != list(COLUMNS) or len(metrics) < count:
+        raise InputError(f"run must have {count} rows of metrics, {path} has {len(metrics)}.")
+    return metrics.iloc[:count]
+
+
+def data_digest(signal: Signal) -> str:
+    """Return the SHA-256 of a signal's points, in float64."""
+    digest = hashlib.sha256()
+    for tensor in (signal.coords, signal.values):
+        digest.update(str(list(tensor.shape)).encode())
+        digest.update(np.ascontiguousarray(tensor.detach().cpu().double().numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def write_signal(directory: Path, signal: Signal) -> None:
+    """Keep a signal that cannot be loaded by name inside the run."""
+    source = signal.source or Source("signal", "", "")
+    arrays: dict[str, Any] = {
+        "coords": signal.coords.detach().cpu().double().numpy(),
+        "values": signal.values.detach().cpu().double().numpy(),
+        "shape": np.array(signal.shape or (), dtype=np.int64),
+        "source": np.array([source.name, source.attribution, source.sha256]),
+    }
+    write_atomically(directory / SIGNAL, lambda stream: np.savez(stream, **arrays))
+
+
+def _read_signal(path: Path) -> Signal:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Signal(
+                torch.from_numpy(arrays["coords"]),
+                torch.from_numpy(arrays["values"]),
+                shape=tuple(int(side) for side in arrays["shape"]) or None,
+                source=Source(*(str(text) for text in arrays["source"])),
+            )
+    except Exception as error:
+        raise InputError(f"run must have a readable signal, {path}: {error}.") from error

@@ -1,0 +1,167 @@
+"""What defines a training run. Importable without torch: the command line's flags come from it."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from hessian_lab.errors import UsageError
+from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS
+from hessian_lab.names import known
+from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
+from hessian_lab.signals import SIGNALS, is_path
+
+DTYPES = ("float64", "float32")
+# Side of an image, and points of a 1-D signal, when no size is given.
+IMAGE_SIZE = 50
+LINE_SIZE = 256
+MAX_TRAJECTORY_BYTES = 1 << 30
+# What two runs may differ in and still be the same trajectory, up to rounding.
+FREE = ("threads",)
+
+
+def flag(default: Any, help_text: str, **metadata: Any) -> Any:
+    """Return a dataclass field with what the command line says of it."""
+    factory = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**factory, metadata={"help": help_text, **metadata})
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One training run; every field is also a flag of the command line.
+
+    ``None`` takes the default of the field, signal or optimizer that is named. Nothing is checked
+    until ``resolved``.
+    """
+
+    signal: str = flag("camera", "a bundled signal, or the path of an image", names=SIGNALS)
+    size: int | None = flag(None, "pixels per side (50), or points of a 1-D signal (256)")
+    act: str = flag("relu_pe", "activation of the field", names=ACTIVATIONS)
+    width: int = flag(16, "units per hidden layer")
+    depth: int = flag(4, "hidden layers")
+    omega: float | None = flag(None, "angular frequency of sine (30), wavelet and sinc (10)")
+    sigma: float | None = flag(None, "width of gaussian (0.1) and wavelet (0.0707)")
+    octaves: int | None = flag(None, "octaves of the encoding of relu_pe (8)")
+    init: str | None = flag(
+        None, "initialisation (siren for sine, else kaiming)", names=INITIALISATIONS
+    )
+    optimizer: str = flag("lbfgs", "optimizer", names=OPTIMIZERS)
+    lr: float | None = flag(None, "learning rate (lbfgs 1, adam 1e-3, sgd 0.1)")
+    lr_final: float | None = flag(None, "learning rate of the last step, reached exponentially")
+    options: Mapping[str, Any] = flag(
+        dict, "an option of the optimizer, such as history_size=20; repeatable", flag="--set"
+    )
+    steps: int = flag(50, "optimizer steps")
+    checkpoint_every: int | None = flag(
+        None, "steps between checkpoints (as few as keep the trajectory under 1 GiB)"
+    )
+    batch_size: int | None = flag(None, "points per step (all)")
+    seed: int = flag(0, "seed of the initialisation and of the batches")
+    dtype: str = flag("float64", "precision of the training", names=DTYPES)
+    device: str = flag("cpu", "cpu, cuda, cuda:1, …")
+    threads: int | None = flag(None, "CPU threads (torch's default)")
+
+    def resolved(self) -> "Setup":
+        """Return the run with every default filled in and every value checked.
+
+        What the field does not have (the ω of a ReLU) becomes None, so that two ways of asking for
+        one run are equal.
+
+        Raises:
+            UsageError: For an unknown name or a value out of range.
+        """
+        try:
+            return self._resolved()
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def _resolved(self) -> "Setup":
+        if not is_path(self.signal):
+            known("signal", self.signal, SIGNALS)
+        known("act", self.act, ACTIVATIONS)
+        known("optimizer", self.optimizer, OPTIMIZERS)
+        known("dtype", self.dtype, DTYPES)
+        defaults = FIELD_DEFAULTS[self.act]
+        filled: dict[str, Any] = {
+            name: _or(getattr(self, name), defaults[name]) if name in defaults else None
+            for name in ("omega", "sigma", "octaves", "init")
+        }
+        known("init", filled["init"], INITIALISATIONS)
+        setup = replace(
+            self,
+            **filled,
+            size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
+            lr=_or(self.lr, DEFAULT_RATES[self.optimizer]),
+        )
+        setup._check_ranges()
+        return setup
+
+    def _check_ranges(self) -> None:
+        lowest = {
+            "size": 2,
+            "width": 1,
+            "depth": 0,
+            "octaves": 0,
+            "steps": 0,
+            "checkpoint_every": 1,
+            "batch_size": 1,
+            "seed": 0,
+            "threads": 1,
+        }
+        for name, bound in lowest.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UsageError(f"{name} must be at least {bound}, got {value}.")
+        if self.seed >= 1 << 63:
+            raise UsageError(f"seed must be below 2**63, got {self.seed}.")
+        for name in ("omega", "sigma", "lr", "lr_final"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise UsageError(f"{name} must be positive and finite, got {value:g}.")
+
+    def ignored(self) -> list[str]:
+        """Return the names of what was given but does not exist in a field of this name."""
+        names = ("omega", "sigma", "octaves")
+        return [
+            name
+            for name in names
+            if getattr(self, name) is not None and name not in FIELD_DEFAULTS.get(self.act, {})
+        ]
+
+    def with_checkpoints(self, size: int) -> "Setup":
+        """Return the run with ``checkpoint_every`` filled in for ``size`` parameters."""
+        if self.checkpoint_every is not None:
+            return self
+        row = size * (8 if self.dtype == "float64" else 4)
+        rows = max(1, MAX_TRAJECTORY_BYTES // row - 1)
+        return replace(self, checkpoint_every=max(1, math.ceil(self.steps / rows)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them."""
+        return asdict(self) | {"options": dict(self.options)}
+
+
+def setup_from_json(entries: Mapping[str, Any]) -> Setup:
+    """Return the setup that ``to_json`` wrote."""
+    names = {entry.name for entry in fields(Setup)}
+    return Setup(**{name: value for name, value in entries.items() if name in names})
+
+
+def identity(setup: Setup, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what defines a trajectory: the setup but for ``FREE``, and what else feeds it."""
+    entries = {name: value for name, value in setup.to_json().items() if name not in FREE}
+    return entries | dict(extra)
+
+
+def digest(entries: Mapping[str, Any]) -> str:
+    """Return eight hexadecimal digits that stand for an identity."""
+    text = json.dumps(entries, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,29 @@
+"""What tests compare with: one tolerance rule, and dense references."""
+
+import torch
+from torch.func import functional_call, hessian
+
+
+def assert_same(actual, expected, *, scale=None, roundings=1e3):
+    """Assert equality up to ``roundings`` machine epsilons of ``scale``.
+
+    An error bound in epsilons of the scale of the problem (by default the largest expected entry),
+    never a bare absolute number.
+    """
+    if scale is None:
+        scale = float(expected.abs().max())
+    tolerance = roundings * torch.finfo(expected.dtype).eps * scale
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def autograd_hessian(model, loss, signal):
+    """Return the Hessian [n, n] by ``torch.func.hessian``: nothing of ours."""
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    sizes = [value.numel() for value in parameters.values()]
+
+    def total(flat):
+        parts = zip(parameters.items(), flat.split(sizes), strict=True)
+        named = {name: part.view_as(value) for (name, value), part in parts}
+        return loss(functional_call(model, named, (signal.coords,)), signal.values)
+
+    return hessian(total)(torch.cat([value.flatten() for value in parameters.values()]))
