@@ -62,7 +62,7 @@ def dense_hessian(
         >>> dense_hessian(field, mse, Signal(coords, torch.sin(4 * coords))).shape
         torch.Size([97, 97])
     """
-    size = _check(model, signal)
+    size = _check(model, signal, chunk_size)
     derivatives = _output_derivatives(model, loss, signal)
     require_hessian(model, size, signal.num_points)
     if derivatives is None or not isinstance(model, CoordinateMLP):
@@ -86,7 +86,7 @@ def hessian_terms(
     """
     if not isinstance(model, CoordinateMLP):
         raise TypeError(f"model must be a CoordinateMLP, got {type(model).__name__}.")
-    size = _check(model, signal)
+    size = _check(model, signal, chunk_size)
     derivatives = _output_derivatives(model, loss, signal)
     if derivatives is None:
         raise ValueError("loss must be a mean over points and every parameter trainable.")
@@ -119,7 +119,9 @@ def require_hessian(model: nn.Module, size: int, num_points: int) -> None:
     )
 
 
-def _check(model: nn.Module, signal: Signal) -> int:
+def _check(model: nn.Module, signal: Signal, chunk_size: int | None) -> int:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     parameters = trainable(model)
     if not parameters:
         raise ValueError("model must have parameters that require gradients, got none.")
@@ -132,6 +134,7 @@ def _check(model: nn.Module, signal: Signal) -> int:
     return sum(value.numel() for value in parameters)
 
 
+@torch.enable_grad()  # type: ignore[untyped-decorator]
 def _output_derivatives(
     model: nn.Module, loss: Loss, signal: Signal
 ) -> tuple[Tensor, Tensor] | None:
@@ -143,10 +146,9 @@ def _output_derivatives(
     with torch.no_grad():
         outputs = model(signal.coords)
     outputs.requires_grad_()
-    with torch.enable_grad():
-        (slope,) = torch.autograd.grad(
-            loss(outputs, signal.values), outputs, create_graph=True, materialize_grads=True
-        )
+    (slope,) = torch.autograd.grad(
+        loss(outputs, signal.values), outputs, create_graph=True, materialize_grads=True
+    )
     channels = outputs.shape[1]
     # Points do not interact, so the derivative of a sum over points holds each point's own row.
     rows = [_derivative(slope[:, channel].sum(), outputs) for channel in range(channels)]

@@ -128,7 +128,8 @@ class Spectrum:
         below = "" if self.smallest_magnitude_resolved else " (below the floor)"
         return (
             f"{size} eigenvalues in [{self.lambda_min:.3g}, {self.lambda_max:.3g}]{promoted}\n"
-            f"zero: {self.numerical_zeros / size:.1%} (structural {self.structural_zeros / size:.1%}), "
+            f"zero: {self.numerical_zeros / size:.1%} "
+            f"(structural {self.structural_zeros / size:.1%}), "
             f"negative: {self.negative / size:.1%}\n"
             f"smallest |λ|: {self.smallest_magnitude:.2g}{below}, floor {self.tolerance:.2g}\n"
             f"condition number κ: {bound}{self.condition_number:.3g}, "

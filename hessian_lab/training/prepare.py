@@ -130,21 +130,27 @@ def claim(prepared: Prepared, *, overwrite: bool) -> None:
         UsageError: If it holds something else.
     """
     directory = prepared.directory
-    if overwrite and (directory / RECORD).exists():
-        _clear(directory)
-    if (directory / RECORD).exists():
+    used = (directory / RECORD).exists()
+    if used and not overwrite:
         prepared.record = read_record(directory)
         _compare(prepared)
         return
+    if used:
+        _clear(directory)
+    else:
+        _refuse_foreign(directory)
+    if prepared.keeps_signal:
+        write_signal(directory, prepared.signal)
+    prepared.record = _record(prepared)
+    write_json(directory / RECORD, prepared.record)
+
+
+def _refuse_foreign(directory: Path) -> None:
     others = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
     if others and others != [SIGNAL]:
         raise UsageError(
             f"out must be a run or an empty directory, {directory} holds {sorted(others)[0]}."
         )
-    if prepared.keeps_signal:
-        write_signal(directory, prepared.signal)
-    prepared.record = _record(prepared)
-    write_json(directory / RECORD, prepared.record)
 
 
 def settle(prepared: Prepared, status: str) -> None:

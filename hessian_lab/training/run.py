@@ -245,14 +245,15 @@ def read_resume(directory: Path) -> dict[str, Any]:
 def _read_metrics(directory: Path, count: int) -> pd.DataFrame:
     path = directory / METRICS
     try:
-        metrics = pd.read_csv(path, float_precision="round_trip")
+        # As text first: not every pandas reads back the very floats that it wrote.
+        metrics = pd.read_csv(path, dtype=str).astype(float)
     except FileNotFoundError:
         raise InputError(f"run must have metrics, {path} is missing.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"run must have readable metrics, {path}: {error}.") from error
     if list(metrics.columns) != list(COLUMNS) or len(metrics) < count:
         raise InputError(f"run must have {count} rows of metrics, {path} has {len(metrics)}.")
-    return metrics.iloc[:count]
+    return metrics.iloc[:count].astype({"step": int, "evaluations": int})
 
 
 def data_digest(signal: Signal) -> str:

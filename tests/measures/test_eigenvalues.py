@@ -1,0 +1,149 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from hessian_lab.errors import ResourceError, UsageError
+from hessian_lab.fields.mlp import make_field
+from hessian_lab.losses import mse
+from hessian_lab.measures import eigenvalues
+from hessian_lab.measures.eigenvalues import measure_eigenvalues, require_spectrum, selected
+from hessian_lab.signal import Signal
+from hessian_lab.training.files import locked
+from hessian_lab.training.loop import train
+from hessian_lab.training.run import load_run
+from hessian_lab.training.setup import Setup
+from tests.reference import autograd_hessian
+
+TINY = Setup(act="tanh", size=6, width=3, depth=2, steps=4)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return train(TINY, out=tmp_path / "run")
+
+
+def test_spectra_are_those_of_autograd_at_every_checkpoint(run):
+    result = measure_eigenvalues(run)
+    values = np.load(run.path / "eigenvalues.npy")
+    assert values.shape == (5, run.num_parameters)
+    assert (np.diff(values, axis=1) >= 0).all()
+    for row, one, step in zip(values, result.measured, run.steps, strict=True):
+        reference = autograd_hessian(run.model(step), mse, run.signal())
+        expected = np.linalg.eigvalsh(reference.numpy())
+        np.testing.assert_allclose(row, expected, rtol=0, atol=1e-12 * abs(expected).max())
+        assert np.array_equal(one.spectrum.values.numpy(), row)
+    assert not result.failures
+
+
+def test_table_holds_every_scalar_of_every_checkpoint(run):
+    result = measure_eigenvalues(run)
+    table = pd.read_csv(run.path / "spectrum.csv")
+    assert table["step"].tolist() == run.steps
+    for name, value in result.measured[2].to_json().items():
+        if name != "shares_below":
+            assert table[name][2] == pytest.approx(value)
+    assert table["share_below_1e-03"][2] == result.spectra[2].shares_below[1e-3]
+
+
+def test_a_second_measurement_computes_nothing(run, monkeypatch):
+    first = measure_eigenvalues(run)
+    monkeypatch.setattr(eigenvalues, "dense_hessian", None)
+    second = measure_eigenvalues(run)
+    assert first.to_json() == second.to_json()
+
+
+def test_a_subset_reuses_what_is_there(run, monkeypatch):
+    whole = np.load(measure_eigenvalues(run).run.path / "eigenvalues.npy")
+    monkeypatch.setattr(eigenvalues, "dense_hessian", None)
+    measure_eigenvalues(run, every=3)
+    assert np.array_equal(np.load(run.path / "eigenvalues.npy"), whole[[0, 3, 4]])
+
+
+def test_an_interrupted_measurement_continues(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(eigenvalues, "SAVING_SHARE", float("inf"))
+
+    def stop(one):
+        if one.step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_eigenvalues(run, watch=stop)
+    assert len(np.load(run.path / "eigenvalues.npy")) == 2
+    computed = []
+    measure = eigenvalues._measure
+    monkeypatch.setattr(
+        eigenvalues, "_measure", lambda *args: computed.append(args[3]) or measure(*args)
+    )
+    result = measure_eigenvalues(run)
+    assert computed == [2, 3, 4]
+    fresh = measure_eigenvalues(train(TINY, out=tmp_path / "fresh"))
+    assert result.to_json()["spectra"] == fresh.to_json()["spectra"]
+
+
+def test_results_of_another_run_are_not_taken_for_ours(tmp_path):
+    measure_eigenvalues(train(TINY, out=tmp_path / "one"))
+    other = train(Setup(act="sine", size=6, width=3, depth=2, steps=4), out=tmp_path / "two")
+    for name in ("eigenvalues.npy", "eigs.json"):
+        (tmp_path / "two" / name).write_bytes((tmp_path / "one" / name).read_bytes())
+    result = measure_eigenvalues(other)
+    expected = measure_eigenvalues(train(other.setup, out=tmp_path / "three"))
+    assert result.to_json()["spectra"] == expected.to_json()["spectra"]
+
+
+def test_a_wrong_hessian_fails_its_check(run, monkeypatch):
+    right = eigenvalues.dense_hessian
+    monkeypatch.setattr(eigenvalues, "dense_hessian", lambda *args: right(*args) * (1 + 1e-9))
+    assert "H v differs from double backward" in measure_eigenvalues(run).failures[0]
+
+
+def test_a_model_that_changes_between_evaluations_fails_its_check(tmp_path):
+    module = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.5), nn.Linear(3, 1)).double()
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.rand(30, 2, dtype=torch.float64, generator=generator)
+    signal = Signal(coords, coords[:, :1])
+    run = train(Setup(steps=2, optimizer="sgd"), out=tmp_path / "run", model=module, signal=signal)
+    failures = measure_eigenvalues(run).failures
+    assert any("is not deterministic" in failure for failure in failures)
+
+
+def test_single_precision_training_is_measured_in_double(tmp_path):
+    run = train(Setup(size=6, width=3, depth=1, steps=2, dtype="float32"), out=tmp_path / "run")
+    result = measure_eigenvalues(run)
+    assert np.load(run.path / "eigenvalues.npy").dtype == np.float64
+    assert all(one.dtype == "float64" for one in result.spectra)
+    assert not result.failures
+
+
+def test_a_diverged_or_unfinished_run_is_measured_as_far_as_it_goes(tmp_path):
+    def stop(row):
+        if row["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, out=tmp_path / "run", watch=stop)
+    assert [one.step for one in measure_eigenvalues(load_run(tmp_path / "run")).measured][0] == 0
+
+
+def test_two_processes_do_not_measure_into_one_directory(run):
+    with locked(run.path), pytest.raises(UsageError, match="out must not be in use"):
+        measure_eigenvalues(run)
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4]), (9, [0, 4])]
+)
+def test_the_last_checkpoint_is_always_measured(every, expected):
+    assert selected([0, 1, 2, 3, 4], every) == expected
+
+
+def test_refuses_an_interval_below_one():
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        selected([0], 0)
+
+
+def test_refuses_before_training_what_will_not_fit(monkeypatch):
+    monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda device: 10**6)
+    with pytest.raises(ResourceError, match="Measure a smaller network"):
+        require_spectrum(make_field("sine", 2, 1, width=64), 2500)

@@ -1,0 +1,105 @@
+"""The house rule: an import points down, never up and never sideways between columns."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hessian_lab"
+
+# room -> the rooms that it may import; a module of a room may import its own room.
+BASE = {"names", "errors"}
+NUMERICS = {"probe.spectrum", "probe.memory"}
+FIELDS = {"fields", "losses", "signal"}
+CURVATURE = {"probe.hessian", "probe.closed_form", "probe.kept_graph"}
+FLOOR_0 = BASE | NUMERICS | FIELDS
+TRAINING = FLOOR_0 | CURVATURE | {"signals", "optim"}
+ALLOWED = {
+    "names": set(),
+    "errors": set(),
+    "losses": set(),
+    "signal": {"losses"},
+    "fields": BASE,
+    "probe": set(),
+    "probe.memory": BASE,
+    "probe.spectrum": BASE | NUMERICS,
+    "probe.closed_form": FLOOR_0 | CURVATURE,
+    "probe.kept_graph": FLOOR_0 | CURVATURE,
+    "probe.hessian": FLOOR_0 | CURVATURE,
+    "signals": BASE | FIELDS,
+    "optim": BASE,
+    "training": TRAINING,
+    "measures": TRAINING | {"training"},
+    "plots": NUMERICS,
+    "cli": TRAINING | {"training", "measures", "plots"},
+}
+MODULES = sorted(
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    for path in PACKAGE.rglob("*.py")
+    if path.parent != PACKAGE or path.stem not in ("__init__", "__main__")
+)
+
+
+def room_of(module):
+    return module if module in ALLOWED else module.split(".")[0]
+
+
+def imports(path):
+    """Yield the dotted names below ``hessian_lab`` that a file imports, and all other roots."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from names
+
+
+def path_of(module):
+    path = PACKAGE.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported_rooms(module):
+    for name in imports(path_of(module)):
+        root, _, rest = name.partition(".")
+        if root != "hessian_lab":
+            continue
+        parts = rest.split(".")
+        pair = ".".join(parts[:2])
+        if rest:
+            yield pair if pair in ALLOWED else parts[0]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    room = room_of(module)
+    for imported in imported_rooms(module):
+        if imported == "__version__" or imported == room:
+            continue
+        assert imported in ALLOWED[room], f"{module} must not import {imported}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_room(module):
+    assert room_of(module) in ALLOWED
+
+
+def test_numerics_know_no_network():
+    for module in NUMERICS:
+        assert set(imported_rooms(module)) <= BASE | NUMERICS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_package_never_imports_analyses_or_figures(module):
+    for name in imports(path_of(module)):
+        assert name.split(".")[0] not in ("analyses", "figures")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "figures").glob("*.py")), ids=lambda path: path.stem
+)
+def test_figures_read_records_and_never_run_analyses(path):
+    assert not [name for name in imports(path) if name.startswith("analyses")]

@@ -1,0 +1,184 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio
+from torch import nn
+from torch.func import functional_call, grad
+
+from hessian_lab.fields.mlp import make_field
+from hessian_lab.losses import LOSSES
+from hessian_lab.signal import Signal
+from hessian_lab.training.quality import in_unit_range, psnr, quality
+from tests.reference import assert_same
+
+
+def unit(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+
+def example(name="sine", channels=2):
+    """Return a small field and a signal that it does not fit."""
+    signal = Signal(2 * unit(30, 2) - 1, unit(30, channels, seed=1))
+    return make_field(name, 2, channels, width=5, depth=2, seed=1), signal
+
+
+def scalar(number):
+    return torch.tensor(number, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1e-3, 0.1, 3.0])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_psnr_is_that_of_scikit_image(noise, channels):
+    values = unit(50, channels)
+    predictions = values + noise * (unit(50, channels, seed=1) - 0.5)
+
+    expected = peak_signal_noise_ratio(values.numpy(), predictions.numpy(), data_range=1)
+    assert_same(scalar(psnr(predictions, values)), scalar(expected), scale=10.0, roundings=10)
+
+
+def test_psnr_of_an_error_of_a_tenth_is_twenty_decibels():
+    values = torch.full((4, 2), 0.5, dtype=torch.float64)
+    assert psnr(values + 0.1, values) == pytest.approx(20, rel=1e-14)
+
+
+def test_psnr_of_a_perfect_prediction_is_infinite():
+    assert psnr(unit(5, 1), unit(5, 1)) == math.inf
+
+
+@pytest.mark.parametrize("number", [0.0, 1.0])
+def test_psnr_is_defined_at_both_ends_of_the_unit_interval(number):
+    values = torch.full((4, 1), number, dtype=torch.float64)
+
+    assert in_unit_range(values)
+    assert psnr(values + 0.1, values) == pytest.approx(20, rel=1e-12)
+
+
+@pytest.mark.parametrize("number", [-1e-9, 1 + 1e-9, -1.0, 255.0, math.nan])
+def test_psnr_is_undefined_when_one_value_leaves_the_unit_interval(number):
+    values = unit(5, 2)
+    values[3, 1] = number
+
+    assert not in_unit_range(values)
+    assert math.isnan(psnr(unit(5, 2, seed=1), values))
+
+
+def test_psnr_of_predictions_outside_the_unit_interval_is_defined():
+    assert psnr(unit(5, 1) - 10, unit(5, 1)) == pytest.approx(-20, rel=1e-12)
+
+
+def test_psnr_of_a_prediction_that_is_not_a_number_is_not_a_number():
+    predictions = unit(5, 1)
+    predictions[2] = math.nan
+
+    assert math.isnan(psnr(predictions, unit(5, 1)))
+
+
+def test_psnr_of_an_infinite_prediction_is_the_lowest():
+    predictions = unit(5, 1)
+    predictions[2] = math.inf
+
+    assert psnr(predictions, unit(5, 1)) == -math.inf
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_quality_has_loss_and_psnr_of_the_whole_signal(loss):
+    model, signal = example()
+    predictions = model(signal.coords).detach()
+    measured = quality(model, loss, signal)
+
+    assert measured.keys() == {"loss", "psnr", "grad_norm"}
+    assert measured["loss"] == float(loss(predictions, signal.values))
+    assert measured["psnr"] == psnr(predictions, signal.values)
+    assert all(type(number) is float for number in measured.values())
+
+
+@pytest.mark.parametrize("name", ["sine", "relu", "gaussian"])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_grad_norm_is_that_of_the_functional_gradient(loss, name):
+    model, signal = example(name)
+    parameters = {key: value.detach() for key, value in model.named_parameters()}
+
+    def total(parameters):
+        return loss(functional_call(model, parameters, (signal.coords,)), signal.values)
+
+    flat = torch.cat([value.flatten() for value in grad(total)(parameters).values()])
+    actual = quality(model, loss, signal)["grad_norm"]
+    assert_same(scalar(actual), scalar(float(flat.norm())), roundings=100)
+
+
+def test_grad_norm_is_that_of_central_differences():
+    model, signal = example("tanh", channels=1)
+    loss, step = LOSSES["mse"], 1e-5
+    slopes = []
+    with torch.no_grad():
+        for value in model.parameters():
+            for entry in value.flatten().split(1):
+                heights = []
+                for sign in (1, -1):
+                    entry += sign * step
+                    heights.append(float(loss(model(signal.coords), signal.values)))
+                    entry -= sign * step
+                slopes.append((heights[0] - heights[1]) / (2 * step))
+
+    # h² of truncation and eps / h of rounding.
+    expected = np.linalg.norm(slopes)
+    assert quality(model, loss, signal)["grad_norm"] == pytest.approx(expected, rel=1e-8)
+
+
+def test_gradients_of_the_model_that_are_none_stay_none():
+    model, signal = example()
+    quality(model, LOSSES["mse"], signal)
+
+    assert all(value.grad is None for value in model.parameters())
+
+
+def test_gradients_of_the_model_that_are_there_stay_as_they_are():
+    model, signal = example()
+    for value in model.parameters():
+        value.grad = torch.full_like(value, 7.0)
+    kept = [value.grad for value in model.parameters()]
+    quality(model, LOSSES["mse"], signal)
+
+    for value, gradient in zip(model.parameters(), kept, strict=True):
+        assert value.grad is gradient
+        assert (gradient == 7).all()
+
+
+def test_parameters_stay_as_they_are():
+    model, signal = example()
+    before = [value.detach().clone() for value in model.parameters()]
+    quality(model, LOSSES["mse"], signal)
+
+    for value, kept in zip(model.parameters(), before, strict=True):
+        assert torch.equal(value, kept)
+
+
+def test_quality_is_the_same_where_gradients_are_switched_off():
+    model, signal = example()
+    expected = quality(model, LOSSES["mse"], signal)
+
+    with torch.no_grad():
+        assert quality(model, LOSSES["mse"], signal) == expected
+        assert not torch.is_grad_enabled()
+
+
+def test_grad_norm_leaves_out_frozen_parameters():
+    model, signal = example()
+    first, *others = model.parameters()
+    first.requires_grad_(False)
+    loss = LOSSES["mse"](model(signal.coords), signal.values)
+    flat = torch.cat([part.flatten() for part in torch.autograd.grad(loss, others)])
+
+    actual = quality(model, LOSSES["mse"], signal)["grad_norm"]
+    assert_same(scalar(actual), flat.norm(), roundings=10)
+
+
+def test_a_parameter_that_is_not_used_adds_nothing_to_grad_norm():
+    model, signal = example()
+    expected = quality(model, LOSSES["mse"], signal)
+    model.spare = nn.Parameter(torch.ones(3, dtype=torch.float64))
+
+    assert quality(model, LOSSES["mse"], signal) == expected

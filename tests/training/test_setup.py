@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+
+from hessian_lab.errors import UsageError
+from hessian_lab.training.loop import make_optimizer
+from hessian_lab.training.prepare import usable_device
+from hessian_lab.training.run import field_of
+from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
+
+
+def test_defaults_are_the_main_job():
+    setup = Setup().resolved()
+    assert (setup.signal, setup.size, setup.act, setup.octaves) == ("camera", 50, "relu_pe", 8)
+    assert (setup.depth, setup.width, setup.steps) == (4, 16, 50)
+    assert (setup.optimizer, setup.lr, setup.dtype) == ("lbfgs", 1.0, "float64")
+
+
+def test_resolving_twice_changes_nothing():
+    setup = Setup(act="sine", omega=10.0).resolved()
+    assert setup.resolved() == setup
+
+
+def test_json_round_trip():
+    setup = Setup(act="sine", options={"history_size": 3}).resolved()
+    assert setup_from_json(setup.to_json()) == setup
+    assert setup_from_json(setup.to_json() | {"of_the_future": 1}) == setup
+
+
+def test_threads_do_not_define_a_trajectory_and_everything_else_does():
+    setup = Setup().resolved()
+    one = digest(identity(setup, {}))
+    assert digest(identity(replace(setup, threads=7), {})) == one
+    changed = {
+        "signal": "coffee",
+        "size": 51,
+        "act": "relu",
+        "width": 17,
+        "depth": 3,
+        "omega": 2.0,
+        "sigma": 2.0,
+        "octaves": 4,
+        "init": "siren",
+        "optimizer": "sgd",
+        "lr": 0.5,
+        "lr_final": 0.1,
+        "options": {"history_size": 3},
+        "steps": 51,
+        "checkpoint_every": 2,
+        "batch_size": 10,
+        "seed": 1,
+        "dtype": "float32",
+        "device": "cuda",
+    }
+    assert set(changed) | {"threads"} == set(setup.to_json())
+    digests = {digest(identity(replace(setup, **{name: new}), {})) for name, new in changed.items()}
+    assert len(digests | {one}) == len(changed) + 1
+
+
+def test_tells_what_a_field_does_not_have():
+    assert Setup(act="relu", omega=3.0, octaves=2).ignored() == ["omega", "octaves"]
+    assert Setup(act="wavelet", omega=3.0, sigma=1.0).ignored() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("act", "sin", "act must be one of .* got 'sin'. Did you mean sine?"),
+        ("signal", "camrea", "Did you mean camera?"),
+        ("optimizer", "lbgfs", "Did you mean lbfgs?"),
+        ("init", "kaimin", "Did you mean kaiming?"),
+        ("dtype", "float16", "dtype must be one of float64, float32"),
+        ("size", 1, "size must be at least 2, got 1"),
+        ("width", 0, "width must be at least 1, got 0"),
+        ("depth", -1, "depth must be at least 0, got -1"),
+        ("steps", -1, "steps must be at least 0, got -1"),
+        ("octaves", -1, "octaves must be at least 0, got -1"),
+        ("seed", -1, "seed must be at least 0, got -1"),
+        ("seed", 1 << 63, r"seed must be below 2\*\*63"),
+        ("batch_size", 0, "batch_size must be at least 1"),
+        ("checkpoint_every", 0, "checkpoint_every must be at least 1"),
+        ("threads", 0, "threads must be at least 1"),
+        ("lr", 0.0, "lr must be positive and finite, got 0"),
+        ("lr", float("nan"), "lr must be positive and finite, got nan"),
+        ("lr_final", -1.0, "lr_final must be positive and finite, got -1"),
+    ],
+)
+def test_refuses_values_out_of_range(field, value, message):
+    with pytest.raises(UsageError, match=message):
+        replace(Setup(), **{field: value}).resolved()
+
+
+@pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:99"])
+def test_refuses_devices_that_are_not_there(name):
+    with pytest.raises(UsageError, match="device must be"):
+        usable_device(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"histroy_size": 3}, "option of lbfgs must be one of .* Did you mean history_size?"),
+        ({"history_size": 0}, "history_size must be at least 1, got 0"),
+        ({"line_search_fn": "armijo"}, "line_search_fn must be strong_wolfe or None"),
+    ],
+)
+def test_refuses_options_that_an_optimizer_does_not_have(options, message):
+    setup = Setup(options=options, width=3, depth=1).resolved()
+    with pytest.raises(UsageError, match=message):
+        make_optimizer(setup, field_of(setup, 2, 1))
