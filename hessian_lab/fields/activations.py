@@ -105,8 +105,9 @@ def wavelet(omega: float = 10.0, sigma: float = 0.0707) -> Activation:
         even = torch.cos(omega * z) * bell
         odd = torch.sin(omega * z) * bell
         slope = -omega * odd - precision * z * even
-        curvature = (precision**2 * z.square() - precision - omega**2) * even
-        return even, slope, curvature + 2 * omega * precision * z * odd
+        # z times a vanished bell is 0, where z² alone may overflow.
+        curvature = precision * z * (precision * z * even + 2 * omega * odd)
+        return even, slope, curvature - (precision + omega**2) * even
 
     return Activation(value, jet)
 

@@ -40,6 +40,9 @@ def plot_spectrum(
     pool = [spectra] if isinstance(spectra, Spectrum) else list(spectra)
     if not pool:
         raise ValueError("spectra must hold at least one spectrum, got none.")
+    places = np.arange(len(pool)) if steps is None else np.asarray(steps)
+    if places.shape != (len(pool),):
+        raise ValueError(f"steps must hold {len(pool)} steps, got shape {list(places.shape)}.")
     with styled():
         figure = Figure(figsize=(6.4, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -47,7 +50,7 @@ def plot_spectrum(
         if len(pool) == 1:
             _draw_ranks(right, pool[0])
         else:
-            _draw_training(right, pool, steps or range(len(pool)))
+            _draw_training(right, pool, places)
         if title:
             figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
@@ -69,9 +72,12 @@ def _draw_window(axes: Axes, pool: Sequence[Spectrum], window: float) -> None:
     )
     structural = sum(one.structural_zeros for one in pool) / len(values)
     axes.plot([], [], " ", label=f"of them structural: {structural:.1%}")
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
+    counts = np.histogram(values, bins=edges)[0]
+    low = 80 * max(1, counts[counts > 0].min(initial=len(values))) / len(values)
+    high = max(100 * counts.max() / len(values), 10 * low)
+    # Limits first, half as tall again for the legend: scaling a log axis itself warns of one bar.
     axes.set_ylim(low, high * (high / low) ** 0.5)
+    axes.set_yscale("log")
     axes.yaxis.set_major_locator(FixedLocator([10.0**k for k in range(-6, 3)]))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
@@ -88,19 +94,23 @@ def _legend_place(label: str) -> int:
     return ["numerical", "of", "other"].index(label.split()[0])
 
 
-def _draw_training(axes: Axes, pool: Sequence[Spectrum], steps: Sequence[int]) -> None:
+def _draw_training(axes: Axes, pool: Sequence[Spectrum], steps: np.ndarray) -> None:  # type: ignore[type-arg]
     floors = np.array([one.tolerance for one in pool])
-    tops = np.array([one.spectral_radius for one in pool])
+    top = max(one.spectral_radius for one in pool)
     resolved = floors[floors > 0]
-    lowest = np.floor(np.log10(resolved.min())) - DECADES_BELOW if len(resolved) else -16
-    highest = np.ceil(np.log10(tops.max())) if tops.max() > 0 else 0
+    if not len(resolved):
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "every eigenvalue is zero", ha="center", va="center")
+        return
+    lowest = np.floor(np.log10(resolved.min())) - DECADES_BELOW
+    highest = np.ceil(np.log10(top))
     rows = np.linspace(lowest, highest, int(highest - lowest) * ROWS_PER_DECADE + 1)
     table = np.array([_decade_shares(one, rows) for one in pool]).T
     mesh = axes.pcolormesh(
-        _edges(np.asarray(steps, dtype=float)),
+        _edges(steps.astype(float)),
         10.0**rows,
         np.ma.masked_equal(table, 0),
-        norm=LogNorm(max(table[table > 0].min(), 1e-2), table.max()),
+        norm=LogNorm(min(max(table[table > 0].min(), 1e-2), 10), 100),
         cmap="cividis_r",
         rasterized=True,
     )

@@ -41,7 +41,7 @@ def styled() -> Iterator[None]:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.pdf`` and return their paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".pdf")]
+    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".pdf")]
     with styled():
         for path in paths:
             neighbour = path.with_name(f".{path.name}.tmp")

@@ -35,7 +35,7 @@ def load_signal(
     """Return a bundled signal by name, or an image file by path.
 
     Images are cropped to a centred square and resized with anti-aliasing; coordinates are (row,
-    column) in [-1, 1], ends included, in row-major order; values lie in [0, 1].
+    column) in [-1, 1], ends included, in row-major order; integer pixels become values in [0, 1].
 
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), sines

@@ -22,7 +22,7 @@ def psnr(predictions: Tensor, values: Tensor) -> float:
     if not in_unit_range(values):
         return math.nan
     error = float((predictions - values).square().mean())
-    return -10 * math.log10(error) if error > 0 else math.inf
+    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def quality(model: nn.Module, loss: Loss, signal: Signal) -> dict[str, float]:

@@ -84,7 +84,8 @@ def peak(width):
     matrix = dense_hessian(model, mse, signal)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     size = matrix.numel() * matrix.element_size()
-    print(f"4×{width}: peak {(after - before) * 1024 / size:.2f} × the matrix ({size / 2**30:.2f} GiB)")
+    share = (after - before) * 1024 / size
+    print(f"4×{width}: peak {share:.2f} × the matrix ({size / 2**30:.2f} GiB)")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def test_works_under_no_grad():
 
 
 def test_refuses_what_does_not_fit_before_allocating(monkeypatch):
-    monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda device: 10**6)
+    monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda _: 10**6)
     model = make_field("sine", 2, 1, width=64, depth=4)
     with pytest.raises(
         ResourceError, match=r"12737 parameters .* needs .* GiB .* 977 KiB are free"

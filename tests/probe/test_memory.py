@@ -29,7 +29,7 @@ def test_a_container_limit_counts(tmp_path, monkeypatch):
 
 
 def test_refuses_with_both_numbers_and_the_cure(monkeypatch):
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 1024)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 1024)
     memory.require_bytes(1024, "It", device=CPU, cure="Shrink.")
     with pytest.raises(
         ResourceError,

@@ -174,6 +174,6 @@ def test_refuses_integers():
 
 
 def test_refuses_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda device: 100)
-    with pytest.raises(ResourceError, match="eigenvalue problem of size 10 .* 100 B are free"):
+    monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda _: 100)
+    with pytest.raises(ResourceError, match=r"eigenvalue problem of size 10 .* 100 B are free"):
         spectrum(torch.eye(10, dtype=torch.float64))

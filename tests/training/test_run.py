@@ -277,7 +277,7 @@ def test_refuses_a_trajectory_that_does_not_fit_the_disk(tmp_path, monkeypatch):
     class Usage:
         free = 10
 
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     with pytest.raises(
         ResourceError, match=r"it needs .* bytes\), and 10 B are free .* --checkpoint"
     ):
