@@ -27,11 +27,11 @@ ALLOWED = {
     "probe.closed_form": FLOOR_0 | CURVATURE,
     "probe.kept_graph": FLOOR_0 | CURVATURE,
     "probe.hessian": FLOOR_0 | CURVATURE,
-    "signals": BASE | FIELDS,
+    "signals": BASE | FIELDS | {"probe.memory"},
     "optim": BASE,
     "training": TRAINING,
     "measures": TRAINING | {"training"},
-    "plots": NUMERICS,
+    "plots": NUMERICS | {"training"},
     "cli": TRAINING | {"training", "measures", "plots"},
 }
 MODULES = sorted(

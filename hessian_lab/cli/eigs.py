@@ -5,7 +5,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from hessian_lab.cli.flags import add_output, add_setup, given_setup
+from hessian_lab.cli.flags import FLAGS, add_output, add_setup, given_setup
 from hessian_lab.cli.parser import Parser, number
 from hessian_lab.errors import UsageError
 from hessian_lab.training.setup import Setup
@@ -30,7 +30,9 @@ logger = logging.getLogger(__name__)
 
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
-    parser.add_argument("--run", metavar="DIR", help="measure this trajectory; do not train")
+    parser.add_argument(
+        "--run", metavar="DIR", help="measure this trajectory (on --device); do not train"
+    )
     parser.add_argument(
         "--every", type=number(int), default=1, metavar="K", help="measure every K-th checkpoint"
     )
@@ -41,7 +43,7 @@ def add_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train unless told otherwise, measure, draw, and print."""
     if args.every < 1:
-        raise UsageError(f"--every must be at least 1, got {args.every}.")
+        raise UsageError(f"every must be at least 1, got {args.every}.")
     from hessian_lab.cli.output import eigs_table
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.eigenvalues import Measured, measure_eigenvalues, selected
@@ -78,19 +80,19 @@ def _source(args: argparse.Namespace) -> "Run":
         ready = prepare(Setup(**given), out=args.out)
         require_spectrum(ready.model, ready.signal.num_points)
         return trained(args, given)
-    if given or args.out or args.overwrite:
-        flags = [
-            *(f"--{name.replace('_', '-')}" for name in given),
-            *(["--out"] if args.out else []),
-        ]
-        flags += ["--overwrite"] if args.overwrite else []
+    device = given.pop("device", None)
+    flags = [FLAGS[name] for name in given]
+    flags += [f"--{name}" for name in ("out", "overwrite") if getattr(args, name)]
+    if flags:
         raise UsageError(
             f"--run must stand without {', '.join(flags)}: the trajectory is there already. "
             "Leave it out to train."
         )
+    if not args.run:
+        raise UsageError("run must name a directory, got ''.")
     from hessian_lab.training.run import load_run
 
-    source = load_run(args.run)
+    source = load_run(args.run, device=device)
     if not source.complete:
         logger.warning(
             "%s ends at step %d of %d: measuring what is there",

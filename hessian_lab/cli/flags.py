@@ -8,13 +8,19 @@ from hessian_lab.cli.parser import Parser, number, one_of, option
 from hessian_lab.signals import is_path
 from hessian_lab.training.setup import Setup
 
+# Field of Setup -> its flag.
+FLAGS = {
+    entry.name: entry.metadata.get("flag", "--" + entry.name.replace("_", "-"))
+    for entry in fields(Setup)
+}
+
 
 def add_setup(parser: Parser) -> None:
     """Add one flag per field of ``Setup``; what is not given does not appear in the namespace."""
     group = parser.add_argument_group("what to train")
     hints = get_type_hints(Setup)
     for entry in fields(Setup):
-        flag = entry.metadata.get("flag", "--" + entry.name.replace("_", "-"))
+        flag = FLAGS[entry.name]
         options: dict[str, Any] = {
             "dest": entry.name,
             "default": argparse.SUPPRESS,

@@ -1,11 +1,13 @@
 """``hessian-lab``: parse, call, print, and turn errors into exit statuses."""
 
 import argparse
+import io
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import hessian_lab
@@ -32,25 +34,42 @@ logger = logging.getLogger("hessian_lab")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments:
-        print(SHORT_HELP, end="")
-        return DONE
-    parser, commands = build()
-    args = parse(parser, commands, arguments)
-    _set_up_logs(args)
+    _mend_streams()
     try:
-        status = _module(args.command).run(args)
+        status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
+        # Nobody reads on; the interpreter would complain once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
         print("hessian-lab: interrupted. The same command continues.", file=sys.stderr)
         return INTERRUPTED
+    return status
+
+
+def _main(arguments: list[str]) -> int:
+    if not arguments:
+        print(SHORT_HELP, end="")
+        return DONE
+    args = parse(*build(), arguments)
+    _set_up_logs(args)
+    try:
+        return int(_module(args.command).run(args))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         return _report(error, verbose=getattr(args, "verbose", False))
-    return int(status)
+
+
+def _mend_streams() -> None:
+    """Make sure that there are streams to write to, and that they take every letter."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def build() -> tuple[Parser, dict[str, Parser]]:
@@ -121,11 +140,12 @@ def _set_up_logs(args: argparse.Namespace) -> None:
 def _report(error: Exception, *, verbose: bool) -> int:
     if verbose:
         logger.exception("failed")
-    text = str(error) or type(error).__name__
+    text = str(error).rstrip(".") or type(error).__name__
     known = isinstance(error, UsageError | InputError | MemoryError | ArithmeticError | OSError)
     if not known and not isinstance(error, ValueError | TypeError):
-        text = f"{type(error).__name__}: {text} Run it with --verbose for the traceback."
-    print(f"hessian-lab: error: {text}", file=sys.stderr)
+        text = f"{type(error).__name__}: {text}. Run it with --verbose for the traceback."
+    ending = "" if text.endswith(("?", "…")) else "."
+    print(f"hessian-lab: error: {text.rstrip('.')}{ending}", file=sys.stderr)
     if isinstance(error, UsageError):
         return USAGE
     return INPUT if isinstance(error, InputError) else FAILED

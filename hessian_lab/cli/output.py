@@ -48,15 +48,15 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     run, spectra = result.run, result.spectra
     lines = [
         headline(run),
-        f"all {run.num_parameters} eigenvalues of the Hessian at {len(spectra)} checkpoints, exact "
-        "(dense, float64)",
+        f"all eigenvalues of the Hessian at {len(spectra)} checkpoints, exact (dense, float64)",
         "",
-        f"{'step':>6} {'loss':>10} {'PSNR dB':>8} {'λmin':>10} {'λmax':>9} {'zero':>7} "
-        f"{'struct.':>8} {'neg.':>7} {'min|λ|':>9} {'floor':>9} {'κ':>11}",
+        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} {'struct.':>7} "
+        f"{'neg.':>6} {'min|λ|':>7} {'κ':>9}",
     ]
     for place in first_middle_last(len(spectra)):
         lines.append(_row(result.measured[place]))
     pool = pooled(spectra)
+    floors = [one.tolerance for one in spectra]
     least = min(spectra, key=lambda one: one.smallest_magnitude)
     below = "" if least.smallest_magnitude_resolved else ", below its floor: not told from zero"
     if least.structural_zeros:
@@ -66,6 +66,7 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         f"pooled over training: {pool['numerical_zero_share']:.1%} zero "
         f"({pool['structural_zero_share']:.1%} structural), {pool['negative_share']:.1%} negative",
         f"smallest |λ|: {least.smallest_magnitude:.2g}{below}",
+        f"rounding floor n·eps·max|λ|: {min(floors):.1e} … {max(floors):.1e}",
         "",
         *histogram(result),
         "",
@@ -130,12 +131,12 @@ def _row(one: Measured) -> str:
     smallest = f"{spectrum.smallest_magnitude:.1e}" if spectrum.smallest_magnitude else "0"
     kappa = f"{bound}{spectrum.condition_number:.1e}"
     return (
-        f"{one.step:6d} {one.loss:10.3e} {_decibels(one.psnr):>8} {spectrum.lambda_min:10.2e} "
-        f"{spectrum.lambda_max:9.2e} {spectrum.numerical_zeros / size:7.1%} "
-        f"{spectrum.structural_zeros / size:8.1%} {spectrum.negative / size:7.1%} {smallest:>9} "
-        f"{spectrum.tolerance:9.1e} {kappa:>11}"
+        f"{one.step:5d} {one.loss:8.2e} {_decibels(one.psnr):>7} {spectrum.lambda_min:8.1e} "
+        f"{spectrum.lambda_max:7.1e} {spectrum.numerical_zeros / size:6.1%} "
+        f"{spectrum.structural_zeros / size:7.1%} {spectrum.negative / size:6.1%} {smallest:>7} "
+        f"{kappa:>9}"
     )
 
 
 def _decibels(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    return "–" if math.isnan(value) else f"{value:.1f}"

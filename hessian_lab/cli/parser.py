@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
 
     def _mended(self, message: str) -> str:
         unknown = re.match(
-            r"argument (?:command|what): invalid choice: '(.*?)' \(choose from", message
+            r"argument (?:COMMAND|what): invalid choice: '(.*?)' \(choose from", message
         )
         if unknown:
             names = self.choices()

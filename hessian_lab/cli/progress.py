@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hessian_lab.training.loop import train
-from hessian_lab.training.run import Run, checkpoint_steps
+from hessian_lab.training.run import Run
 from hessian_lab.training.setup import Setup
 
 # Seconds between two plain lines.
@@ -31,11 +31,12 @@ class Progress:
         self.lines = not quiet and not terminal
         self.bar = tqdm(total=total, desc=what, disable=quiet or not terminal, leave=False)
 
-    def advance(self, **numbers: float) -> None:
-        """Count one more, and show some numbers."""
-        self.count += 1
+    def advance(self, count: int | None = None, **numbers: float) -> None:
+        """Count one more, or up to ``count``, and show some numbers."""
+        step = 1 if count is None else count - self.count
+        self.count += step
         self.bar.set_postfix_str(_text(numbers), refresh=False)
-        self.bar.update()
+        self.bar.update(step)
         now = time.perf_counter()
         if self.lines and (self.count == self.total or now - self.last >= LINE_INTERVAL):
             self.last = now
@@ -57,13 +58,10 @@ def trained(args: argparse.Namespace, given: Mapping[str, Any]) -> Run:
     checked = setup.resolved()
     for name in setup.ignored():
         logger.warning("--%s has no effect on %s", name, setup.act)
-    total = (
-        checked.steps + 1 if checked.checkpoint_every is None else len(checkpoint_steps(checked))
-    )
-    progress = Progress("training", total, quiet=args.quiet)
+    progress = Progress("training", checked.steps, quiet=args.quiet)
 
     def watch(row: dict[str, float]) -> None:
-        progress.advance(loss=row["loss"], psnr=row["psnr"])
+        progress.advance(int(row["step"]), loss=row["loss"], psnr=row["psnr"])
 
     try:
         return train(setup, out=args.out, overwrite=args.overwrite, watch=watch)

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,9 @@ def measure_eigenvalues(
     """Measure the whole Hessian spectrum at every ``every``-th checkpoint, and at the last.
 
     In double precision, whatever the training's. Writes ``eigenvalues.npy`` [checkpoints, n],
-    ``spectrum.csv`` and ``eigs.json`` beside the trajectory, also half-way: what a killed
-    measurement has done is not done again. About ``p n² + 4/3 n³`` operations per checkpoint.
+    ``spectrum.csv`` and ``eigs.json`` beside the trajectory, also half-way: they hold all that was
+    measured of this run so far, and none of it is measured again. About ``p n² + 4/3 n³``
+    operations per checkpoint.
 
     Raises:
         ResourceError: If the matrix does not fit, before it is allocated.
@@ -130,23 +131,16 @@ def measure_eigenvalues(
     metrics = run.metrics.set_index("step")
     with locked(run.path):
         known = {one.step: one for one in _read_back(run)}
-        measured: list[Measured] = []
         saver = _Saver(run)
         for step in steps:
-            if step in known:
-                one = known[step]
-            else:
-                row = dict(metrics.loc[step])
-                one = _measure(run.model(step), run.loss, signal, step, row)
-            measured.append(one)
-            if watch is not None:
-                watch(one)
             if step not in known:
-                saver.save_if_due(measured)
-        result = Eigenvalues(run, measured)
-        saver.save(measured)
-        _write_table(run.path / TABLE, measured)
-    return result
+                row = dict(metrics.loc[step])
+                known[step] = _measure(run.model(step), run.loss, signal, step, row)
+                saver.save_if_due(known)
+            if watch is not None:
+                watch(known[step])
+        saver.save(known)
+    return Eigenvalues(run, [known[step] for step in steps])
 
 
 def selected(steps: list[int], every: int) -> list[int]:
@@ -210,27 +204,37 @@ def _product(model: nn.Module, loss: Loss, signal: Signal, vector: Tensor) -> Te
     return torch.cat([part.reshape(-1) for part in products])
 
 
-def _read_back(run: Run) -> Iterator[Measured]:
-    """Yield what an earlier measurement of this very run has left, whole or half-way."""
+def _read_back(run: Run) -> list[Measured]:
+    """Return what an earlier measurement of this very run has left, whole or half-way."""
     try:
         record = json.loads((run.path / RECORD).read_text())
         values = np.load(run.path / VALUES)
-    except (OSError, ValueError):
-        return
-    mark = {"run_id": run.record["id"], "hessian_lab": hessian_lab.__version__}
-    if any(record.get(name) != value for name, value in mark.items()):
-        return
-    for entries, row in zip(record["spectra"], values, strict=False):
-        if (row[0], row[-1]) != (entries["lambda_min"], entries["lambda_max"]):
-            return
-        yield Measured(
-            step=entries["step"],
-            loss=entries["loss"],
-            psnr=float("nan") if entries["psnr"] is None else entries["psnr"],
-            spectrum=Spectrum(torch.from_numpy(row), entries["structural_zeros"]),
-            product_error=entries["product_error"],
-            loss_error=entries["loss_error"],
-        )
+        if any(record[name] != value for name, value in _mark(run).items()):
+            return []
+        return [
+            _from_json(entries, row)
+            for entries, row in zip(record["spectra"], values, strict=False)
+            # A process killed between the two files leaves rows that the record does not speak of.
+            if (row[0], row[-1]) == (entries["lambda_min"], entries["lambda_max"])
+        ]
+    except (OSError, EOFError, ValueError, TypeError, LookupError):
+        return []
+
+
+def _mark(run: Run) -> dict[str, str]:
+    """Return what results must carry to be taken for results of a run."""
+    return {"run_id": run.record["id"], "hessian_lab": hessian_lab.__version__}
+
+
+def _from_json(entries: dict[str, Any], row: np.ndarray) -> Measured:  # type: ignore[type-arg]
+    return Measured(
+        step=entries["step"],
+        loss=entries["loss"],
+        psnr=float("nan") if entries["psnr"] is None else entries["psnr"],
+        spectrum=Spectrum(torch.from_numpy(row), entries["structural_zeros"]),
+        product_error=entries["product_error"],
+        loss_error=entries["loss_error"],
+    )
 
 
 class _Saver:
@@ -241,20 +245,19 @@ class _Saver:
         self.cost = 0.0
         self.last = time.perf_counter()
 
-    def save_if_due(self, measured: list[Measured]) -> None:
+    def save_if_due(self, known: dict[int, Measured]) -> None:
         if time.perf_counter() - self.last >= self.cost / SAVING_SHARE:
-            self.save(measured)
+            self.save(known)
 
-    def save(self, measured: list[Measured]) -> None:
+    def save(self, known: dict[int, Measured]) -> None:
         start = time.perf_counter()
+        measured = [known[step] for step in sorted(known)]
         values = np.stack([one.spectrum.values.numpy() for one in measured])
-        record = Eigenvalues(self.run, measured).to_json() | {
-            "run_id": self.run.record["id"],
-            "hessian_lab": hessian_lab.__version__,
-        }
+        record = Eigenvalues(self.run, measured).to_json() | _mark(self.run)
         # The values first: a record never speaks of rows that are not there.
         write_atomically(self.run.path / VALUES, lambda stream: np.save(stream, values))
         write_json(self.run.path / RECORD, record)
+        _write_table(self.run.path / TABLE, measured)
         self.last = time.perf_counter()
         self.cost = self.last - start
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+
+from hessian_lab.training.files import make_directory, write_atomically
 
 # Okabe & Ito (2008).
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
@@ -40,11 +43,9 @@ def styled() -> Iterator[None]:
 
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.pdf`` and return their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(stem.parent)
     paths = [stem.with_name(stem.name + ending) for ending in (".png", ".pdf")]
     with styled():
         for path in paths:
-            neighbour = path.with_name(f".{path.name}.tmp")
-            figure.savefig(neighbour, format=path.suffix[1:])
-            neighbour.replace(path)
+            write_atomically(path, partial(figure.savefig, format=path.suffix[1:]))
     return paths

@@ -12,11 +12,12 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def readable(num_bytes: float) -> str:
     """Return a byte count for people, in binary units: ``1.21 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.3g} {unit}"
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while num_bytes >= 1024 and len(units) > 1:
         num_bytes /= 1024
-    return f"{num_bytes:.3g} TiB"
+        del units[0]
+    digits = f"{num_bytes:.0f}" if num_bytes >= 1000 else f"{num_bytes:.3g}"
+    return f"{digits} {units[0]}"
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hessian_lab.errors import InputError
+from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals.png16 import is_deep_colour, read_deep_colour
 
@@ -172,6 +173,12 @@ def _resize(pixels: Array, size: int | None) -> Array:
         return pixels
     from skimage.transform import resize
 
+    require_bytes(
+        4 * 8 * size**2 * pixels.shape[2],
+        f"An image of {size}×{size} pixels",
+        device=torch.device("cpu"),
+        cure="Take a smaller --size.",
+    )
     resized: Array = resize(  # type: ignore[no-untyped-call]
         pixels, (size, size), anti_aliasing=True, preserve_range=True
     )

@@ -51,7 +51,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{what} must exist, {path} is missing.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{what} must be readable JSON, {path}: {error}.") from error
+        raise InputError(f"{what} must be readable JSON, {path} is not: {error}.") from error
     if not isinstance(entries, dict):
         raise InputError(f"{what} must hold a JSON object, {path} does not.")
     return entries
@@ -82,7 +82,7 @@ def room_for(path: Path) -> Iterator[None]:
             raise
         raise ResourceError(
             f"{path.name} must fit on the disk: {error.strerror} in {path.parent}. "
-            "Free some space or choose another --out; what was saved is intact."
+            "Free some space; what was saved is intact."
         ) from error
     except RuntimeError as error:
         # torch.save reports a full disk as a failure of its archive writer.
@@ -90,7 +90,7 @@ def room_for(path: Path) -> Iterator[None]:
             raise
         raise ResourceError(
             f"{path.name} must fit on the disk: writing in {path.parent} failed. "
-            "Free some space or choose another --out; what was saved is intact."
+            "Free some space; what was saved is intact."
         ) from error
 
 
@@ -108,6 +108,21 @@ def require_disk(path: Path, needed: int, cure: str) -> None:
         )
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents.
+
+    Raises:
+        UsageError: If there is a file in its place, or it may not be written.
+    """
+    try:
+        with room_for(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"out must be a directory to write in, {path}: {error.strerror}."
+        ) from None
+
+
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
     """Hold a directory for this process; the lock goes with the process, however it ends.
@@ -123,7 +138,7 @@ def locked(directory: Path) -> Iterator[None]:
             holder = os.read(descriptor, 32).decode().strip() or "unknown"
             raise UsageError(
                 f"out must not be in use, another process (pid {holder}) is writing {directory}. "
-                "Wait for it, or choose another --out."
+                "Wait for it, or use another directory."
             ) from None
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())

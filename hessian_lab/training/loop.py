@@ -21,7 +21,7 @@ from hessian_lab.losses import Loss
 from hessian_lab.names import resolve, suggestion
 from hessian_lab.optim import OPTIMIZERS
 from hessian_lab.signal import Signal
-from hessian_lab.training.files import locked, write_atomically
+from hessian_lab.training.files import locked, make_directory, require_disk, write_atomically
 from hessian_lab.training.prepare import Prepared, claim, prepare, settle
 from hessian_lab.training.quality import quality
 from hessian_lab.training.run import (
@@ -78,9 +78,11 @@ def train(
         DivergenceError: If the loss is not finite; the checkpoints before it are kept.
     """
     prepared = prepare(setup or Setup(), model=model, loss=loss, signal=signal, out=out)
-    prepared.directory.mkdir(parents=True, exist_ok=True)
+    make_directory(prepared.directory)
     with locked(prepared.directory):
         claim(prepared, overwrite=overwrite)
+        if not (prepared.directory / RESUME).exists():
+            _require_room(prepared)
         status = "done"
         try:
             _Training(prepared, watch).run()
@@ -93,6 +95,15 @@ def train(
         finally:
             settle(prepared, status)
     return load_run(prepared.directory, model=model, loss=loss)
+
+
+def _require_room(prepared: Prepared) -> None:
+    rows, item = prepared.setup.num_checkpoints, prepared.dtype.itemsize
+    require_disk(
+        prepared.directory,
+        rows * prepared.size * item,
+        "Keep fewer checkpoints with --checkpoint-every.",
+    )
 
 
 class _Training:
@@ -253,23 +264,36 @@ def make_optimizer(setup: Setup, model: nn.Module) -> torch.optim.Optimizer:
         UsageError: For an option that it does not have, or one out of range.
     """
     kind = resolve(OPTIMIZERS[setup.optimizer])
-    allowed = [
-        name
-        for name in inspect.signature(kind.__init__).parameters
+    allowed = {
+        name: parameter
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
         if name not in ("self", "params", "lr")
-    ]
-    for name in setup.options:
+    }
+    for name, value in setup.options.items():
         if name not in allowed:
             raise UsageError(
                 f"option of {setup.optimizer} must be one of {', '.join(allowed)}, "
                 f"got {name!r}.{suggestion(name, allowed)}"
             )
+        _check_kind(name, value, allowed[name].default)
     parameters = [value for value in model.parameters() if value.requires_grad]
     try:
         optimizer: torch.optim.Optimizer = kind(parameters, lr=setup.lr, **setup.options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"options of {setup.optimizer} must be valid: {error}") from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        text = str(error).rstrip(".")
+        raise UsageError(f"options of {setup.optimizer} must be valid: {text}.") from error
     return optimizer
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    """Check an option against the type of its default, where that tells."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
+    kind = bool if name in ("foreach", "fused") else type(default)
+    if kind not in words or value is None:
+        return
+    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise UsageError(f"{name} must be {words[kind]}, got {value!r}.")
 
 
 class _SaveClock:

@@ -14,6 +14,7 @@ from torch import nn
 
 from hessian_lab.errors import ResourceError, UsageError
 from hessian_lab.losses import LOSSES, Loss
+from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals import is_path, load_signal
 from hessian_lab.training.files import write_json
@@ -29,6 +30,7 @@ from hessian_lab.training.run import (
     field_of,
     flat,
     read_record,
+    usable_device,
     write_signal,
 )
 from hessian_lab.training.setup import Setup, digest, identity
@@ -84,6 +86,7 @@ def prepare(
     data = signal if signal is not None else load_signal(setup.signal, setup.size)
     fitted = data.to(dtype=getattr(torch, setup.dtype), device=device)
     if model is None:
+        _require_field(setup, data)
         network: nn.Module = field_of(setup, data.coords.shape[1], data.values.shape[1])
     else:
         network = copy.deepcopy(model).to(device=device, dtype=getattr(torch, setup.dtype))
@@ -98,29 +101,22 @@ def prepare(
         }
     known = identity(setup, extra)
     name = setup.act if model is None else type(model).__name__
+    if out == "":
+        raise UsageError("out must name a directory, got ''.")
     directory = Path(out).expanduser() if out else RUNS / f"{name}-{digest(known)}"
     keeps_signal = signal is not None or is_path(setup.signal)
     return Prepared(setup, fitted, loss, network, directory, known, keeps_signal, model is not None)
 
 
-def usable_device(name: str) -> torch.device:
-    """Return the device of a name.
-
-    Raises:
-        UsageError: If there is no such device here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device must be cpu, cuda or cuda:N, got {name!r}.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device must be available, got {name!r}: torch sees "
-            f"{torch.cuda.device_count()} CUDA devices here. Use --device cpu."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
-    return device
+def _require_field(setup: Setup, data: Signal) -> None:
+    """Check that parameters, gradients and one more copy of a field fit, before it is built."""
+    size = setup.num_parameters(data.coords.shape[1], data.values.shape[1])
+    require_bytes(
+        3 * 8 * size,
+        f"A field of {size} parameters",
+        device=torch.device("cpu"),
+        cure="Train a smaller network (--width, --depth, --octaves).",
+    )
 
 
 def claim(prepared: Prepared, *, overwrite: bool) -> None:

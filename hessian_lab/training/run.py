@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from dataclasses import dataclass, field
+import io
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.errors import InputError
+from hessian_lab.errors import InputError, UsageError
 from hessian_lab.fields.mlp import CoordinateMLP, make_field
 from hessian_lab.losses import LOSSES, Loss
 from hessian_lab.signal import Signal, Source
@@ -30,6 +31,21 @@ RESULTS = (
     "figures/eigenvalues.png",
     "figures/eigenvalues.pdf",
 )
+REQUIRED = (
+    "id",
+    "status",
+    "setup",
+    "identity",
+    "module",
+    "own_module",
+    "loss",
+    "own_loss",
+    "shape",
+    "num_parameters",
+    "data",
+    "provenance",
+    "total_wall_s",
+)
 COLUMNS = ("step", "wall_s", "evaluations", "step_length", "loss", "psnr", "grad_norm")
 
 
@@ -42,6 +58,7 @@ class Run:
         setup: What was asked for, defaults filled in.
         record: ``run.json``: setup, provenance, data, status.
         steps: The optimizer steps of the checkpoints that are there, ascending; the first is 0.
+        device: Where models and signal are put; by default where it was trained.
         metrics: One row per checkpoint: step, wall_s (s), evaluations, step_length (‖Δθ‖ of the
             last step), and loss, psnr (dB), grad_norm of the whole signal.
     """
@@ -51,6 +68,7 @@ class Run:
     record: dict[str, Any]
     steps: list[int]
     metrics: pd.DataFrame
+    device: str = "cpu"
     module: nn.Module | None = field(default=None, repr=False)
     own_loss: Loss | None = field(default=None, repr=False)
 
@@ -75,12 +93,12 @@ class Run:
         return read_trajectory(self.path, len(self.steps))
 
     def signal(self) -> Signal:
-        """Return the signal that was fitted, in the training's precision, on its device.
+        """Return the signal that was fitted, in the training's precision, on ``device``.
 
         Raises:
             InputError: If the data are no longer those that were fitted.
         """
-        target = {"dtype": getattr(torch, self.setup.dtype), "device": self.setup.device}
+        target = {"dtype": getattr(torch, self.setup.dtype), "device": self.device}
         if (self.path / SIGNAL).exists():
             signal = _read_signal(self.path / SIGNAL)
         else:
@@ -129,13 +147,34 @@ class Run:
 
     def _blank(self) -> nn.Module:
         if self.module is not None:
-            return copy.deepcopy(self.module)
+            target = {"dtype": getattr(torch, self.setup.dtype), "device": self.device}
+            return copy.deepcopy(self.module).to(**target)
         if self.record["own_module"]:
             raise InputError(
                 f"run {self.path} was trained on a module of yours, {self.record['module']}. "
                 "Pass it: load_run(path, model=…)."
             )
-        return field_of(self.setup, *self.record["shape"])
+        return field_of(replace(self.setup, device=self.device), *self.record["shape"])
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        UsageError: If there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device must be cpu, cuda or cuda:N, got {name!r}.") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device must be available, got {name!r}: torch sees "
+            f"{torch.cuda.device_count()} CUDA devices here. Use --device cpu."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
+    return device
 
 
 def field_of(setup: Setup, num_inputs: int, num_outputs: int) -> CoordinateMLP:
@@ -178,33 +217,57 @@ def checkpoint_steps(setup: Setup) -> list[int]:
     return steps if steps[-1] == setup.steps else [*steps, setup.steps]
 
 
-def load_run(path: str | Path, *, model: nn.Module | None = None, loss: Loss | None = None) -> Run:
+def load_run(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    loss: Loss | None = None,
+    device: str | None = None,
+) -> Run:
     """Return a run from its directory, also while it is being trained or after it was killed.
 
     Args:
         path: A run directory.
         model: The module, where it was a user's own; its parameters do not matter.
         loss: The loss, where it was a user's own.
+        device: Where to put models and signal; by default where it was trained.
 
     Raises:
-        InputError: If the directory is missing, no run, of a newer format, or without a checkpoint.
+        InputError: If the directory is missing, no run, of a newer format, or damaged.
+        UsageError: If the device is not there.
     """
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise InputError(f"run must be a run directory, {directory} does not exist.")
+        state = "is a file" if directory.exists() else "does not exist"
+        raise InputError(f"run must be a run directory, {directory} {state}.")
     record = read_record(directory)
     setup = setup_from_json(record["setup"])
     count = read_resume(directory)["count"]
     steps = checkpoint_steps(setup)[:count]
-    read_trajectory(directory, count)
-    return Run(directory, setup, record, steps, _read_metrics(directory, count), model, loss)
+    rows = read_trajectory(directory, count)
+    if rows.shape[1] != record["num_parameters"]:
+        raise InputError(
+            f"run must have {record['num_parameters']} parameters, its trajectory has "
+            f"{rows.shape[1]}."
+        )
+    usable_device(device or setup.device)
+    return Run(
+        path=directory,
+        setup=setup,
+        record=record,
+        steps=steps,
+        metrics=_read_metrics(directory, count),
+        device=device or setup.device,
+        module=model,
+        own_loss=loss,
+    )
 
 
 def read_record(directory: Path) -> dict[str, Any]:
     """Return ``run.json``.
 
     Raises:
-        InputError: If it is missing, unreadable, or of a newer format.
+        InputError: If it is missing, unreadable, damaged, or of a newer format.
     """
     if not (directory / RECORD).exists():
         raise InputError(f"run must be a run directory, {directory} has no {RECORD}.")
@@ -217,9 +280,19 @@ def read_record(directory: Path) -> dict[str, Any]:
             f"run must be of format {FORMAT_VERSION} or older, {directory} is of format {version}. "
             "Update hessian-lab."
         )
-    missing = {"setup", "data", "num_parameters", "shape"} - record.keys()
+    missing = [name for name in REQUIRED if name not in record]
     if missing:
         raise InputError(f"run must be whole, {directory / RECORD} lacks {', '.join(missing)}.")
+    try:
+        setup = setup_from_json(record["setup"]).resolved()
+        sizes = [] if record["own_module"] else [setup.num_parameters(*record["shape"])]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"run must have a valid setup, {directory / RECORD}: {error}") from error
+    if sizes not in ([], [record["num_parameters"]]):
+        raise InputError(
+            f"run must have the parameters of its setup, {sizes[0]}, {directory / RECORD} has "
+            f"{record['num_parameters']}."
+        )
     return record
 
 
@@ -227,7 +300,7 @@ def read_resume(directory: Path) -> dict[str, Any]:
     """Return the state to continue from, loaded with ``weights_only=True``.
 
     Raises:
-        InputError: If there is none yet, or it is unreadable.
+        InputError: If there is none yet, or it is damaged.
     """
     path = directory / RESUME
     if not path.exists():
@@ -237,22 +310,28 @@ def read_resume(directory: Path) -> dict[str, Any]:
         )
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if not state["count"] >= 1:
+            raise ValueError
     except Exception as error:
-        raise InputError(f"run must have a readable {RESUME}, {path}: {error}") from error
+        raise InputError(
+            f"run must have a readable {RESUME}, {path} is damaged. Train anew with --overwrite."
+        ) from error
     return state
 
 
 def _read_metrics(directory: Path, count: int) -> pd.DataFrame:
     path = directory / METRICS
     try:
+        text = path.read_text()
         # As text first: not every pandas reads back the very floats that it wrote.
-        metrics = pd.read_csv(path, dtype=str).astype(float)
+        metrics = pd.read_csv(io.StringIO(text), dtype=str).astype(float)
     except FileNotFoundError:
         raise InputError(f"run must have metrics, {path} is missing.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"run must have readable metrics, {path}: {error}.") from error
-    if list(metrics.columns) != list(COLUMNS) or len(metrics) < count:
-        raise InputError(f"run must have {count} rows of metrics, {path} has {len(metrics)}.")
+    whole = len(metrics) if text.endswith("\n") else len(metrics) - 1
+    if list(metrics.columns) != list(COLUMNS) or whole < count:
+        raise InputError(f"run must have {count} rows of metrics, {path} has {whole}.")
     return metrics.iloc[:count].astype({"step": int, "evaluations": int})
 
 

@@ -20,6 +20,10 @@ LINE_SIZE = 256
 MAX_TRAJECTORY_BYTES = 1 << 30
 # What two runs may differ in and still be the same trajectory, up to rounding.
 FREE = ("threads",)
+# Beyond 52 octaves a phase in double precision has no correct digit.
+HIGHEST = {"octaves": 52, "seed": (1 << 63) - 1, "threads": 1024}
+# Scales of pre-activations whose squares stay far from the ends of floating point.
+SCALES = (1e-30, 1e30)
 
 
 def flag(default: Any, help_text: str, **metadata: Any) -> Any:
@@ -91,14 +95,13 @@ class Setup:
             for name in ("omega", "sigma", "octaves", "init")
         }
         known("init", filled["init"], INITIALISATIONS)
-        setup = replace(
+        self._check_ranges()
+        return replace(
             self,
             **filled,
             size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
             lr=_or(self.lr, DEFAULT_RATES[self.optimizer]),
         )
-        setup._check_ranges()
-        return setup
 
     def _check_ranges(self) -> None:
         lowest = {
@@ -116,12 +119,20 @@ class Setup:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise UsageError(f"{name} must be at least {bound}, got {value}.")
-        if self.seed >= 1 << 63:
-            raise UsageError(f"seed must be below 2**63, got {self.seed}.")
+        for name, bound in HIGHEST.items():
+            value = getattr(self, name)
+            if value is not None and value > bound:
+                raise UsageError(f"{name} must be at most {bound}, got {value}.")
         for name in ("omega", "sigma", "lr", "lr_final"):
             value = getattr(self, name)
             if value is not None and not (0 < value < math.inf):
                 raise UsageError(f"{name} must be positive and finite, got {value:g}.")
+        for name in ("omega", "sigma"):
+            value = getattr(self, name)
+            if value is not None and not (SCALES[0] <= value <= SCALES[1]):
+                raise UsageError(
+                    f"{name} must be in [{SCALES[0]:g}, {SCALES[1]:g}], got {value:g}."
+                )
 
     def ignored(self) -> list[str]:
         """Return the names of what was given but does not exist in a field of this name."""
@@ -139,6 +150,19 @@ class Setup:
         row = size * (8 if self.dtype == "float64" else 4)
         rows = max(1, MAX_TRAJECTORY_BYTES // row - 1)
         return replace(self, checkpoint_every=max(1, math.ceil(self.steps / rows)))
+
+    @property
+    def num_checkpoints(self) -> int:
+        """How many iterates a run keeps: the first, every K-th, and the last."""
+        return 1 + math.ceil(self.steps / (self.checkpoint_every or 1))
+
+    def num_parameters(self, num_inputs: int, num_outputs: int) -> int:
+        """Return the parameters of the field of a resolved setup."""
+        inputs = num_inputs * (1 + 2 * (self.octaves or 0))
+        if self.depth == 0:
+            return (inputs + 1) * num_outputs
+        hidden = (self.depth - 1) * (self.width + 1) * self.width
+        return (inputs + 1) * self.width + hidden + (self.width + 1) * num_outputs
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON holds them."""

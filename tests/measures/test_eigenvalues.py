@@ -57,8 +57,21 @@ def test_a_second_measurement_computes_nothing(run, monkeypatch):
 def test_a_subset_reuses_what_is_there(run, monkeypatch):
     whole = np.load(measure_eigenvalues(run).run.path / "eigenvalues.npy")
     monkeypatch.setattr(eigenvalues, "dense_hessian", None)
+    subset = measure_eigenvalues(run, every=3)
+    assert [one.step for one in subset.measured] == [0, 3, 4]
+    assert np.array_equal(np.stack([one.values for one in subset.spectra]), whole[[0, 3, 4]])
+    assert np.array_equal(np.load(run.path / "eigenvalues.npy"), whole)
+
+
+def test_a_subset_grows_into_the_whole(run, tmp_path):
     measure_eigenvalues(run, every=3)
-    assert np.array_equal(np.load(run.path / "eigenvalues.npy"), whole[[0, 3, 4]])
+    assert len(np.load(run.path / "eigenvalues.npy")) == 3
+    measure_eigenvalues(run)
+    measure_eigenvalues(train(TINY, out=tmp_path / "fresh"))
+    names = ("eigenvalues.npy", "spectrum.csv")
+    assert all(
+        (run.path / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes() for name in names
+    )
 
 
 def test_an_interrupted_measurement_continues(run, tmp_path, monkeypatch):
@@ -70,14 +83,14 @@ def test_an_interrupted_measurement_continues(run, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         measure_eigenvalues(run, watch=stop)
-    assert len(np.load(run.path / "eigenvalues.npy")) == 2
+    assert len(np.load(run.path / "eigenvalues.npy")) == 3
     computed = []
     measure = eigenvalues._measure
     monkeypatch.setattr(
         eigenvalues, "_measure", lambda *args: computed.append(args[3]) or measure(*args)
     )
     result = measure_eigenvalues(run)
-    assert computed == [2, 3, 4]
+    assert computed == [3, 4]
     fresh = measure_eigenvalues(train(TINY, out=tmp_path / "fresh"))
     assert result.to_json()["spectra"] == fresh.to_json()["spectra"]
 

@@ -3,8 +3,8 @@ import torch
 
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
-from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
 from hessian_lab.names import resolve
+from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
 from hessian_lab.optim.lbfgs import LBFGS
 from hessian_lab.signals import load_signal
 

@@ -9,7 +9,15 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
-    [(0, "0 B"), (1023, "1.02e+03 B"), (1024, "1 KiB"), (3 * 2**29, "1.5 GiB"), (2**41, "2 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1010 * 2**20, "1010 MiB"),
+        (3000 * 2**40, "3000 TiB"),
+        (1024, "1 KiB"),
+        (3 * 2**29, "1.5 GiB"),
+        (2**41, "2 TiB"),
+    ],
 )
 def test_bytes_are_readable(num_bytes, text):
     assert memory.readable(num_bytes) == text

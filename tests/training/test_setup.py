@@ -4,8 +4,7 @@ import pytest
 
 from hessian_lab.errors import UsageError
 from hessian_lab.training.loop import make_optimizer
-from hessian_lab.training.prepare import usable_device
-from hessian_lab.training.run import field_of
+from hessian_lab.training.run import checkpoint_steps, field_of, usable_device
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 
 
@@ -62,6 +61,21 @@ def test_tells_what_a_field_does_not_have():
     assert Setup(act="wavelet", omega=3.0, sigma=1.0).ignored() == []
 
 
+@pytest.mark.parametrize("act", ["relu", "relu_pe"])
+@pytest.mark.parametrize("depth", [0, 1, 4])
+def test_parameters_are_counted_without_building_them(act, depth):
+    setup = Setup(act=act, depth=depth, width=7).resolved()
+    field = field_of(setup, 2, 3)
+    assert setup.num_parameters(2, 3) == sum(value.numel() for value in field.parameters())
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("steps", [0, 1, 6, 7])
+def test_checkpoints_are_counted_without_listing_them(steps, every):
+    setup = Setup(steps=steps, checkpoint_every=every)
+    assert setup.num_checkpoints == len(checkpoint_steps(setup))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
@@ -76,7 +90,10 @@ def test_tells_what_a_field_does_not_have():
         ("steps", -1, "steps must be at least 0, got -1"),
         ("octaves", -1, "octaves must be at least 0, got -1"),
         ("seed", -1, "seed must be at least 0, got -1"),
-        ("seed", 1 << 63, r"seed must be below 2\*\*63"),
+        ("seed", 1 << 63, "seed must be at most 9223372036854775807"),
+        ("octaves", 53, "octaves must be at most 52, got 53"),
+        ("threads", 10**6, "threads must be at most 1024"),
+        ("omega", 1e-31, r"omega must be in \[1e-30, 1e\+30\], got 1e-31"),
         ("batch_size", 0, "batch_size must be at least 1"),
         ("checkpoint_every", 0, "checkpoint_every must be at least 1"),
         ("threads", 0, "threads must be at least 1"),

@@ -1,0 +1,89 @@
+"""Typing commands: in this process, or in one of their own."""
+
+import contextlib
+import io
+import json
+import logging
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hessian_lab.cli.main import main
+
+# Flags of a training that takes milliseconds: 37 parameters, 36 points, 4 checkpoints.
+FIELD = ("--size", "6", "--width", "3", "--depth", "1", "--octaves", "2")
+TINY = (*FIELD, "--steps", "3")
+# One of a second or two, to be killed half-way: 151 checkpoints.
+LONG = (*FIELD, "--steps", "3000", "--optimizer", "adam", "--checkpoint-every", "20")
+# What defines a training on disk.
+TRAINED = ("run.json", "metrics.csv", "trajectory.npy", "resume.pt")
+COMMAND = Path(sys.executable).with_name("hessian-lab")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command says."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on stdout, read strictly: no NaN, no Infinity, nothing after it."""
+        return json.loads(self.out, parse_constant=refuse_constant)
+
+
+def refuse_constant(name):
+    raise AssertionError(f"{name} is no JSON")
+
+
+def typed(directory, *words) -> Answer:
+    """Return what a command answers when it is typed in a directory, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    logger = logging.getLogger("hessian_lab")
+    former = logger.handlers[:], logger.level, logger.propagate
+    try:
+        with (
+            contextlib.chdir(directory),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            try:
+                status = main([str(word) for word in words])
+            except SystemExit as stop:
+                status = stop.code
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = former
+    return Answer(status, out.getvalue(), err.getvalue())
+
+
+def started(directory, *words) -> subprocess.Popen:
+    """Start a command in a process of its own."""
+    return subprocess.Popen(
+        [str(COMMAND), *(str(word) for word in words)],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def assert_refused(answer, status, message):
+    """Assert the exit status, and one sentence on stderr that matches a pattern."""
+    assert answer.status == status, answer.err
+    assert answer.out == ""
+    first, *rest = answer.err.splitlines()
+    assert re.fullmatch(r"hessian-lab( \w+)?: error: .+[.?…]", first), first
+    assert re.search(message, first), first
+    # A usage error may say where to look further.
+    assert all(re.fullmatch(r"Try: hessian-lab( \w+)? --help", line) for line in rest), rest
+
+
+def contents(directory, names=TRAINED):
+    """Return the bytes and times of files."""
+    files = [directory / name for name in names]
+    return [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in files]
