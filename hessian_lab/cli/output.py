@@ -50,8 +50,8 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         headline(run),
         f"all eigenvalues of the Hessian at {len(spectra)} checkpoints, exact (dense, float64)",
         "",
-        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} {'struct.':>7} "
-        f"{'neg.':>6} {'min|λ|':>7} {'κ':>9}",
+        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} "
+        f"{'struct.':>7} {'neg.':>6} {'min|λ|':>7} {'κ':>9}",
     ]
     for place in first_middle_last(len(spectra)):
         lines.append(_row(result.measured[place]))

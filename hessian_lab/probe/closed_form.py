@@ -162,7 +162,7 @@ def _run(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor)
 
 
 def _times(stack: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
-    """Return ``stack @ matrix`` for [a, p, b] and [b, c], as one product."""
+    """Return ``stack @ matrix`` for [p, a, b] and [b, c], as one product."""
     torch.mm(stack.flatten(0, 1), matrix, out=out.flatten(0, 1))
     return out
 
@@ -226,7 +226,7 @@ class _Blocks:
         sizes = {size for slot in slots for size in (slot.fan_out, slot.fan_in + 1)}
         self.stairs = {size: _Stairs(size) for size in sizes}
         self.curved: dict[tuple[int, int], Tensor] = {}  # [o_i o_j, (k_i + 1) (k_j + 1)]
-        self.crossed: dict[tuple[int, int], Tensor] = {}  # [k_i o_j, o_i (k_j + 1)]
+        self.crossed: dict[tuple[int, int], Tensor] = {}  # [o_j k_i, o_i (k_j + 1)]
         for i, high in enumerate(slots):
             for j, low in enumerate(slots[: i + 1]):
                 if i == j:
@@ -239,7 +239,7 @@ class _Blocks:
                 self.curved[i, j] = like.new_zeros(shape)
                 if i - j >= 2 and parts.cross:
                     self.crossed[i, j] = like.new_zeros(
-                        high.fan_in * low.fan_out, high.fan_out * (low.fan_in + 1)
+                        low.fan_out * high.fan_in, high.fan_out * (low.fan_in + 1)
                     )
 
     def add(self, chunk: _Pass, weights: list[Tensor]) -> None:
@@ -253,75 +253,75 @@ class _Blocks:
 
     def _add_curved(self, chunk: _Pass, weights: list[Tensor]) -> None:
         """Add ``(ãᵢ₋₁ ãᵢ₋₁ᵀ) ⊗ Sᵢ`` and its row of blocks for every map, last to first."""
-        points, channels = chunk.curvature.shape[:2]
-        bent = self.space("bent", channels, points, channels)  # S, as [o, p, o]
+        bent = self.space("bent", *chunk.curvature.shape)  # S [p, o, o]
         if self.parts.ggn:
-            bent.copy_(chunk.curvature.transpose(0, 1))
+            bent.copy_(chunk.curvature)
         else:
             bent.zero_()
         for i in range(len(self.slots) - 1, -1, -1):
             self._add_diagonal(i, bent, chunk)
             if i:
-                # S W D with D = diag φ′: the Jacobian of a row of blocks and the next S start here.
+                # S W D with D = diag φ′: a row of blocks and the next S both start from it.
                 scaled = _times(bent, weights[i], out=self._stack("scaled", bent, weights[i]))
-                scaled *= chunk.slopes[i - 1]
+                scaled *= chunk.slopes[i - 1].unsqueeze(1)
                 self._add_row(i, scaled, chunk, weights)
                 bent = self._bend(i, scaled, chunk, weights[i])
 
     def _bend(self, i: int, scaled: Tensor, chunk: _Pass, weight: Tensor) -> Tensor:
-        """Return ``Sᵢ₋₁ = D (Wᵢᵀ Sᵢ Wᵢ) D + diag(∂ℓ/∂a φ″)`` from ``Sᵢ Wᵢ D``."""
-        bent = self.space("bent", weight.shape[1], *scaled.shape[1:])
-        torch.mm(weight.T, scaled.flatten(1), out=bent.flatten(1))
-        bent *= chunk.slopes[i - 1].T.unsqueeze(2)
+        """Return ``Sᵢ₋₁ = D (Wᵢᵀ Sᵢ Wᵢ) D + diag(∂ℓ/∂a φ″)`` [p, k, k] from ``Sᵢ Wᵢ D``."""
+        turned = self.space("left", len(scaled), scaled.shape[2], scaled.shape[1])
+        turned.copy_(scaled.transpose(1, 2))
+        bent = _times(turned, weight, out=self._stack("bent", turned, weight))
+        bent *= chunk.slopes[i - 1].unsqueeze(1)
         if self.parts.activation:
-            bent.diagonal(dim1=0, dim2=2).add_(chunk.bends[i - 1])
+            bent.diagonal(dim1=1, dim2=2).add_(chunk.bends[i - 1])
         return bent
 
     def _stack(self, name: str, left: Tensor, matrix: Tensor) -> Tensor:
+        """Return a buffer for the product of a stack [p, a, b] and a matrix [b, c]."""
         return self.space(name, *left.shape[:2], matrix.shape[1])
 
     def _add_diagonal(self, i: int, curvature: Tensor, chunk: _Pass) -> None:
-        inputs = chunk.inputs[i]
-        points = len(inputs)
-        stairs = self.stairs[inputs.shape[1]]
-        outer = self.space("left", points, stairs.numbers)
-        for rows, place in stairs.steps():
-            target = outer[:, place].unflatten(1, (-1, rows.stop))
-            torch.mul(inputs[:, rows].unsqueeze(2), inputs[:, None, : rows.stop], out=target)
-        stairs = self.stairs[len(curvature)]
-        bent = self.space("right", points, stairs.numbers)
-        for rows, place in stairs.steps():
-            target = bent[:, place].unflatten(1, (-1, rows.stop))
-            target.copy_(curvature[rows, :, : rows.stop].transpose(0, 1))
+        outer = self._packed("right", chunk.inputs[i].unsqueeze(2), chunk.inputs[i].unsqueeze(1))
+        bent = self._packed("left", curvature, None)
         self.curved[i, i].addmm_(bent.T, outer)
 
+    def _packed(self, name: str, left: Tensor, right: Tensor | None) -> Tensor:
+        """Return the lower triangles of ``left``, or of the outer products, packed: [p, numbers]."""
+        stairs = self.stairs[left.shape[1]]
+        packed = self.space(name, len(left), stairs.numbers)
+        for rows, place in stairs.steps():
+            target = packed[:, place].unflatten(1, (-1, rows.stop))
+            if right is None:
+                target.copy_(left[:, rows, : rows.stop])
+            else:
+                torch.mul(left[:, rows], right[:, :, : rows.stop], out=target)
+        return packed
+
     def _add_row(self, i: int, scaled: Tensor, chunk: _Pass, weights: list[Tensor]) -> None:
-        """Add ``(ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ Sᵢ Wᵢ Rᵢ₋₁,ⱼ`` for every j < i, the Jacobian built from its left."""
+        """Add ``(ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ Sᵢ Wᵢ Rᵢ₋₁,ⱼ`` for every j < i, one more map at a time."""
         for j in range(i - 1, -1, -1):
             if j < i - 1:
                 target = self._stack(f"walked {j % 2}", scaled, weights[j + 1])
                 scaled = _times(scaled, weights[j + 1], out=target)
-                scaled *= chunk.slopes[j]
-            bent = self.space("left", scaled.shape[1], scaled.shape[0], scaled.shape[2])
-            bent.copy_(scaled.transpose(0, 1))
+                scaled *= chunk.slopes[j].unsqueeze(1)
             outer = self._outer(chunk.inputs[i], chunk.inputs[j])
-            self.curved[i, j].addmm_(bent.flatten(1).T, outer)
+            self.curved[i, j].addmm_(scaled.flatten(1).T, outer)
 
     def _add_crossed(self, j: int, chunk: _Pass, weights: list[Tensor]) -> None:
-        """Add ``(δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ`` for every i > j + 1, the Jacobian built from its right."""
-        jacobian = chunk.slopes[j]
+        """Add ``(δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ`` for every i > j + 1; the Jacobian is kept as Rᵀ [p, o, k]."""
         for i in range(j + 2, len(self.slots)):
-            weight, slope = weights[i - 1], chunk.slopes[i - 1]
-            step = self.space(f"walked {i % 2}", len(weight), len(slope), self.slots[j].fan_out)
+            weight = weights[i - 1].T
             if i == j + 2:
-                torch.mul(weight.unsqueeze(1), jacobian, out=step)
+                target = self.space("walked 0", len(chunk.slopes[j]), *weight.shape)
+                turned = torch.mul(chunk.slopes[j].unsqueeze(2), weight, out=target)
             else:
-                torch.mm(weight, jacobian.flatten(1), out=step.flatten(1))
-            jacobian = step.mul_(slope.T.unsqueeze(2))
-            flat = self.space("left", step.shape[1], step.shape[0], step.shape[2])
-            flat.copy_(jacobian.transpose(0, 1))
+                turned = _times(
+                    turned, weight, out=self._stack(f"walked {(i - j) % 2}", turned, weight)
+                )
+            turned *= chunk.slopes[i - 1].unsqueeze(1)
             outer = self._outer(chunk.deltas[i], chunk.inputs[j])
-            self.crossed[i, j].addmm_(flat.flatten(1).T, outer)
+            self.crossed[i, j].addmm_(turned.flatten(1).T, outer)
 
     def _add_neighbour(self, i: int, chunk: _Pass) -> None:
         """Add the cross-layer term of the maps ``i`` and ``i - 1``: diagonal in (k_i, o_{i-1})."""
@@ -362,11 +362,11 @@ class _Blocks:
         high, low = self.slots[i], self.slots[j]
         block = block.view(high.fan_out, low.fan_out, high.fan_in + 1, low.fan_in + 1)
         if crossed is not None:
-            crossed = crossed.view(high.fan_in, low.fan_out, high.fan_out, low.fan_in + 1)
+            crossed = crossed.view(low.fan_out, high.fan_in, high.fan_out, low.fan_in + 1)
         for rows in _tiles(high.fan_out, block[0].numel()):
             tile = block[rows]
             if crossed is not None:
-                tile[:, :, :-1] += crossed[:, :, rows].permute(2, 1, 0, 3)
+                tile[:, :, :-1] += crossed[:, :, rows].permute(2, 0, 1, 3)
             _write_rows(hessian, high, low, rows, tile)
             _write_columns(hessian, high, low, rows, tile)
 
