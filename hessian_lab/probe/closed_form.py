@@ -287,7 +287,7 @@ class _Blocks:
         self.curved[i, i].addmm_(bent.T, outer)
 
     def _packed(self, name: str, left: Tensor, right: Tensor | None) -> Tensor:
-        """Return the lower triangles of ``left``, or of the outer products, packed: [p, numbers]."""
+        """Return the lower triangles of ``left``, or of outer products, packed [p, numbers]."""
         stairs = self.stairs[left.shape[1]]
         packed = self.space(name, len(left), stairs.numbers)
         for rows, place in stairs.steps():
