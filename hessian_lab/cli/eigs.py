@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from hessian_lab.cli.flags import FLAGS, add_output, add_setup, given_setup
@@ -108,6 +109,9 @@ def _draw(result: "Eigenvalues") -> list[str]:
     from hessian_lab.plots.eigenvalues import plot_spectrum
     from hessian_lab.plots.style import save
 
-    steps = [one.step for one in result.measured]
-    figure = plot_spectrum(result.spectra, steps=steps, title=headline(result.run))
+    shown = [one for one in result.measured if math.isfinite(one.spectrum.spectral_radius)]
+    if not shown:
+        return []
+    steps = [one.step for one in shown]
+    figure = plot_spectrum([one.spectrum for one in shown], steps=steps, title=headline(result.run))
     return [str(path) for path in save(figure, result.run.path / "figures" / "eigenvalues")]

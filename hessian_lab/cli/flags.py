@@ -64,7 +64,9 @@ def add_output(parser: Parser) -> None:
     """Add the flags that say where results go and how much is told."""
     group = parser.add_argument_group("output")
     group.add_argument("--out", metavar="DIR", help="the run directory (runs/<act>-<hash>)")
-    group.add_argument("--overwrite", action="store_true", help="start anew in a used --out")
+    group.add_argument(
+        "--overwrite", action="store_true", help="start anew in a used --out, each time"
+    )
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     group.add_argument("--quiet", "-q", action="store_true", help="no progress, no logs")
     group.add_argument("--verbose", "-v", action="store_true", help="debug logs, and tracebacks")

@@ -1,12 +1,13 @@
 """Tables for people, and objects for machines."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from hessian_lab.measures.eigenvalues import Eigenvalues, Measured
-from hessian_lab.probe.spectrum import pooled
+from hessian_lab.probe.spectrum import Spectrum, pooled
 from hessian_lab.training.files import finite
 from hessian_lab.training.run import COLUMNS, Run
 
@@ -46,6 +47,9 @@ def train_table(run: Run) -> str:
 def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     """Return the spectra of a run, for people."""
     run, spectra = result.run, result.spectra
+    resolved = [one for one in spectra if math.isfinite(one.spectral_radius)]
+    if not resolved:
+        return f"{headline(run)}\n\nno Hessian is finite"
     lines = [
         headline(run),
         f"all eigenvalues of the Hessian at {len(spectra)} checkpoints, exact (dense, float64)",
@@ -56,8 +60,8 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     for place in first_middle_last(len(spectra)):
         lines.append(_row(result.measured[place]))
     pool = pooled(spectra)
-    floors = [one.tolerance for one in spectra]
-    least = min(spectra, key=lambda one: one.smallest_magnitude)
+    floors = [one.tolerance for one in resolved]
+    least = min(resolved, key=lambda one: one.smallest_magnitude)
     below = "" if least.smallest_magnitude_resolved else ", below its floor: not told from zero"
     if least.structural_zeros:
         below = ", exactly: rows of the Hessian are zero"
@@ -68,7 +72,7 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         f"smallest |λ|: {least.smallest_magnitude:.2g}{below}",
         f"rounding floor n·eps·max|λ|: {min(floors):.1e} … {max(floors):.1e}",
         "",
-        *histogram(result),
+        *histogram(resolved),
         "",
         f"results in {run.path}",
         *pictures,
@@ -93,10 +97,10 @@ def first_middle_last(count: int) -> list[int]:
     return sorted({0, count // 2, count - 1})
 
 
-def histogram(result: Eigenvalues) -> list[str]:
+def histogram(spectra: Sequence[Spectrum]) -> list[str]:
     """Return the pooled magnitudes by decades below each spectrum's own max|λ|."""
     decades, zero, negative = [], [], []
-    for one in result.spectra:
+    for one in spectra:
         magnitudes, top = one.magnitudes.numpy(), one.spectral_radius
         with np.errstate(divide="ignore", invalid="ignore"):
             decades.append(np.log10(magnitudes / top) if top else np.full(len(magnitudes), -np.inf))

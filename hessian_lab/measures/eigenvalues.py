@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class Measured:
         psnr: Likewise, in dB; NaN where it is not defined.
         spectrum: All eigenvalues.
         product_error: ‖H v - (H v by double backward)‖ / ‖H‖_F for a random unit vector v.
-        loss_error: The relative difference between the loss recorded and computed again.
+        loss_error: The difference between the loss recorded and computed again, relative to the
+            loss, or to what rounding of values of the signal's size makes of it where that is more.
     """
 
     step: int
@@ -82,7 +84,9 @@ class Eigenvalues:
         failures = []
         eps = torch.finfo(getattr(torch, self.run.setup.dtype)).eps
         for one in self.measured:
-            if not one.product_error <= PRODUCT_ROUNDINGS * torch.finfo(torch.float64).eps:
+            if not math.isfinite(one.spectrum.spectral_radius):
+                failures.append(f"step {one.step}: the Hessian is not finite")
+            elif not one.product_error <= PRODUCT_ROUNDINGS * torch.finfo(torch.float64).eps:
                 failures.append(
                     f"step {one.step}: H v differs from double backward by "
                     f"{one.product_error:.1e} of ‖H‖"
@@ -159,10 +163,10 @@ def require_spectrum(model: nn.Module, num_points: int) -> None:
     """
     parameters = trainable(model)
     size = sum(value.numel() for value in parameters)
-    require_hessian(model, size, num_points)
+    require_hessian(model, size, num_points, item_size=8)
     require_bytes(
-        2 * 8 * size**2,
-        f"The dense Hessian of {size} parameters and its copy for the eigenvalues",
+        3 * 8 * size**2,
+        f"The dense Hessian of {size} parameters and its copies for the eigenvalues",
         device=parameters[0].device,
         cure="Measure a smaller network (--width, --depth, --octaves).",
     )
@@ -180,15 +184,29 @@ def _measure(
     vector /= torch.linalg.vector_norm(vector)
     gap = torch.linalg.vector_norm(hessian @ vector - _product(model, loss, signal, vector))
     norm = torch.linalg.matrix_norm(hessian)
-    tiny = torch.finfo(torch.float64).tiny
     return Measured(
         step=step,
         loss=float(row["loss"]),
         psnr=float(row["psnr"]),
-        spectrum=spectrum(hessian),
+        spectrum=_spectrum(hessian),
         product_error=float(gap / norm) if norm else float(gap),
-        loss_error=abs(again - row["loss"]) / max(abs(row["loss"]), tiny),
+        loss_error=abs(again - row["loss"]) / _loss_scale(row["loss"], signal),
     )
+
+
+def _spectrum(hessian: Tensor) -> Spectrum:
+    """Return all eigenvalues, or NaN for each where the Hessian is not finite."""
+    if hessian.isfinite().all():
+        return spectrum(hessian)
+    return Spectrum(torch.full((len(hessian),), math.nan, dtype=torch.float64))
+
+
+def _loss_scale(loss: float, signal: Signal) -> float:
+    """Return what a difference of losses is measured by: residuals are as exact as values are."""
+    rms = float(signal.values.square().mean().sqrt())
+    eps = torch.finfo(torch.float64).eps
+    tiny = torch.finfo(torch.float64).tiny
+    return float(max(abs(loss), abs(loss) ** 0.5 * rms, eps * rms**2, tiny))
 
 
 def _product(model: nn.Module, loss: Loss, signal: Signal, vector: Tensor) -> Tensor:
@@ -205,7 +223,12 @@ def _product(model: nn.Module, loss: Loss, signal: Signal, vector: Tensor) -> Te
 
 
 def _read_back(run: Run) -> list[Measured]:
-    """Return what an earlier measurement of this very run has left, whole or half-way."""
+    """Return what an earlier measurement of this very run has left, whole or half-way.
+
+    Nothing for a module or a loss that was handed in: no file can tell that it is the same one.
+    """
+    if run.module is not None or run.own_loss is not None:
+        return []
     try:
         record = json.loads((run.path / RECORD).read_text())
         values = np.load(run.path / VALUES)
@@ -230,10 +253,10 @@ def _from_json(entries: dict[str, Any], row: np.ndarray) -> Measured:  # type: i
     return Measured(
         step=entries["step"],
         loss=entries["loss"],
-        psnr=float("nan") if entries["psnr"] is None else entries["psnr"],
+        psnr=math.nan if entries["psnr"] is None else entries["psnr"],
         spectrum=Spectrum(torch.from_numpy(row), entries["structural_zeros"]),
-        product_error=entries["product_error"],
-        loss_error=entries["loss_error"],
+        product_error=math.nan if entries["product_error"] is None else entries["product_error"],
+        loss_error=math.nan if entries["loss_error"] is None else entries["loss_error"],
     )
 
 

@@ -1,13 +1,16 @@
 """The exact Hessian of a coordinate network by matrix products, without a single Hessian product.
 
-Number the affine maps ``zᵢ = Wᵢ aᵢ₋₁ + bᵢ`` and let ``ã`` be activations with a 1 appended. Per
-point, a backward recursion gives the curvature ``Sᵢ = ∂²ℓ/∂zᵢ²`` and a forward one the Jacobians
-``Rₗⱼ = ∂aₗ/∂zⱼ``; the block of the maps ``i >= j`` is a sum over points of Kronecker products::
+Number the affine maps ``zᵢ = W̃ᵢ ãᵢ₋₁``, the bias as last column of W̃, a 1 appended to the
+activations. Per point, ``δᵢ = ∂ℓ/∂zᵢ``, ``Sᵢ = ∂²ℓ/∂zᵢ²`` and ``Rₗⱼ = ∂ãₗ/∂zⱼ`` (its last row
+is zero) give the derivative by the entries (r, s) of W̃ᵢ and (r', s') of W̃ⱼ::
 
-    Hᵢⱼ = Σₚ (ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ (Sᵢ Wᵢ Rᵢ₋₁,ⱼ)  +  Σₚ (δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ
+    i = j:  Σₚ Sᵢ[r, r'] ãᵢ₋₁[s] ãᵢ₋₁[s']
+    i > j:  Σₚ (Sᵢ Wᵢ Rᵢ₋₁,ⱼ)[r, r'] ãᵢ₋₁[s] ãⱼ₋₁[s']
+          + Σₚ δᵢ[r] Rᵢ₋₁,ⱼ[s, r'] ãⱼ₋₁[s']
 
-that is, one matrix product over points each. The second sum, the cross-layer term, is diagonal in
-one pair of indices for neighbouring maps and costs nothing there.
+with ``Sᵢ₋₁ = D Wᵢᵀ Sᵢ Wᵢ D + diag(∂ℓ/∂aᵢ₋₁ φ″)``, ``D = diag φ′(zᵢ₋₁)``. Every sum over points is
+one matrix product between two panels of products of pairs. The second sum, the cross-layer term,
+is diagonal in (s, r') for neighbouring maps and costs next to nothing there.
 """
 
 import math
@@ -23,7 +26,7 @@ from hessian_lab.fields.mlp import CoordinateMLP
 # Numbers in one panel of one pass, and the range of points per pass: long enough to amortize the
 # calls, short enough to stay in the caches.
 PANEL_NUMBERS = 1 << 21
-CHUNK_RANGE = (64, 1024)
+CHUNK_RANGE = (8, 1024)
 # Buffers of that size that one pass works in.
 NUM_PANELS = 6
 # Numbers moved at once when a finished block is written: what fits a core's own cache.
@@ -92,8 +95,8 @@ def assemble(
         slope: ∂L/∂f [p, c], the mean over points included.
         curvature: ∂²L/∂f² [p, c, c] of each point, likewise.
         parts: The kinds of terms to sum.
-        chunk_size: Points per pass; by default as many as keep a panel near 16 MiB, and at
-            least 64. The last pass may be shorter.
+        chunk_size: Points per pass; by default as many as keep each of six panels near 16 MiB,
+            and at least 8. The last pass may be shorter.
     """
     maps = model.maps
     slots = _slots(model)
@@ -111,15 +114,32 @@ def assemble(
     return hessian
 
 
-def temporary_numbers(model: CoordinateMLP, num_points: int) -> int:
+def num_parameters(model: CoordinateMLP) -> int:
+    """Return the parameters of a field's affine maps, from their sizes."""
+    return int(_slots(model)[-1].bias.stop)
+
+
+def temporary_numbers(model: CoordinateMLP, num_points: int, chunk_size: int | None = None) -> int:
     """Return how many numbers ``assemble`` keeps at most beside the matrix itself."""
     slots = _slots(model)
-    sizes = [slot.fan_out * (slot.fan_in + 1) for slot in slots]
-    kept = 0
-    for i, high in enumerate(sizes):
-        for j, low in enumerate(sizes[: i + 1]):
-            kept += high * low * (2 if i - j >= 2 else 1)
-    return kept + NUM_PANELS * _chunk_size(slots, num_points) * _widest(slots) ** 2
+    sums = sum(math.prod(curved) + math.prod(crossed) for _, curved, crossed in _sums(slots))
+    points = min(num_points, chunk_size or _chunk_size(slots, num_points))
+    return sums + NUM_PANELS * points * _widest(slots) ** 2
+
+
+def _sums(
+    slots: list[_Slot],
+) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
+    """Yield each block ``i >= j`` with the shapes of its curved and of its crossed sum."""
+    for i, high in enumerate(slots):
+        for j, low in enumerate(slots[: i + 1]):
+            if i == j:
+                stairs = _Stairs(high.fan_out), _Stairs(high.fan_in + 1)
+                curved = stairs[0].numbers, stairs[1].numbers
+            else:
+                curved = high.fan_out * low.fan_out, (high.fan_in + 1) * (low.fan_in + 1)
+            crossed = (low.fan_out * high.fan_in, high.fan_out * (low.fan_in + 1))
+            yield (i, j), curved, crossed if i - j >= 2 else (0, 0)
 
 
 def _slots(model: CoordinateMLP) -> list[_Slot]:
@@ -227,20 +247,10 @@ class _Blocks:
         self.stairs = {size: _Stairs(size) for size in sizes}
         self.curved: dict[tuple[int, int], Tensor] = {}  # [o_i o_j, (k_i + 1) (k_j + 1)]
         self.crossed: dict[tuple[int, int], Tensor] = {}  # [o_j k_i, o_i (k_j + 1)]
-        for i, high in enumerate(slots):
-            for j, low in enumerate(slots[: i + 1]):
-                if i == j:
-                    shape = (
-                        self.stairs[high.fan_out].numbers,
-                        self.stairs[high.fan_in + 1].numbers,
-                    )
-                else:
-                    shape = (high.fan_out * low.fan_out, (high.fan_in + 1) * (low.fan_in + 1))
-                self.curved[i, j] = like.new_zeros(shape)
-                if i - j >= 2 and parts.cross:
-                    self.crossed[i, j] = like.new_zeros(
-                        low.fan_out * high.fan_in, high.fan_out * (low.fan_in + 1)
-                    )
+        for place, curved, crossed in _sums(slots):
+            self.curved[place] = like.new_zeros(curved)
+            if math.prod(crossed) and parts.cross:
+                self.crossed[place] = like.new_zeros(crossed)
 
     def add(self, chunk: _Pass, weights: list[Tensor]) -> None:
         """Add one chunk of points to every block."""

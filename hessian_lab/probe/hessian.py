@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
-from hessian_lab.probe.closed_form import Parts, assemble, temporary_numbers
+from hessian_lab.probe.closed_form import Parts, assemble, num_parameters, temporary_numbers
 from hessian_lab.probe.kept_graph import hessian_rows, trainable
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal
@@ -45,7 +45,8 @@ def dense_hessian(
     small eigenvalues matter, pass ``model.double()``.
 
     Args:
-        model: A module without randomness; its parameters, gradients and mode are left alone.
+        model: A module without randomness or batch statistics (call ``eval()`` first); its
+            parameters, gradients and mode are left alone.
         loss: Maps predictions [p, c] and values [p, c] to a scalar. ``signal.loss`` is not used.
         signal: The points.
         chunk_size: Points per pass of the closed form; see ``closed_form.assemble``.
@@ -64,9 +65,10 @@ def dense_hessian(
     """
     size = _check(model, signal, chunk_size)
     derivatives = _output_derivatives(model, loss, signal)
-    require_hessian(model, size, signal.num_points)
-    if derivatives is None or not isinstance(model, CoordinateMLP):
+    require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
+    if derivatives is None:
         return hessian_rows(model, loss, signal)
+    assert isinstance(model, CoordinateMLP)
     return assemble(model, signal.coords, *derivatives, parts=Parts(), chunk_size=chunk_size)
 
 
@@ -89,8 +91,11 @@ def hessian_terms(
     size = _check(model, signal, chunk_size)
     derivatives = _output_derivatives(model, loss, signal)
     if derivatives is None:
-        raise ValueError("loss must be a mean over points and every parameter trainable.")
-    require_hessian(model, 3 * size, signal.num_points)
+        raise ValueError(
+            "loss must be a mean over points, and model a CoordinateMLP as it was built, "
+            "every parameter trainable."
+        )
+    require_hessian(model, size, signal.num_points, chunk_size=chunk_size, matrices=3)
 
     def part(**kinds: bool) -> Tensor:
         parts = Parts(**({"ggn": False, "activation": False, "cross": False} | kinds))
@@ -101,21 +106,44 @@ def hessian_terms(
     )
 
 
-def require_hessian(model: nn.Module, size: int, num_points: int) -> None:
-    """Check that a dense Hessian of ``size`` parameters can be had.
+def require_hessian(
+    model: nn.Module,
+    size: int,
+    num_points: int,
+    *,
+    chunk_size: int | None = None,
+    matrices: int = 1,
+    item_size: int | None = None,
+) -> None:
+    """Check that dense Hessians of ``size`` parameters can be had.
 
     Raises:
         ResourceError: If it cannot.
     """
     first = next(iter(trainable(model)))
-    numbers = size**2
-    if isinstance(model, CoordinateMLP):
-        numbers += temporary_numbers(model, num_points)
+    numbers = matrices * size**2
+    if has_closed_form(model):
+        numbers += temporary_numbers(model, num_points, chunk_size)  # type: ignore[arg-type]
     require_bytes(
-        numbers * first.element_size(),
+        numbers * (item_size or first.element_size()),
         f"The dense Hessian of {size} parameters",
         device=first.device,
         cure="Measure a smaller network (width, depth, octaves).",
+    )
+
+
+def has_closed_form(model: nn.Module) -> bool:
+    """Tell whether a module is a ``CoordinateMLP`` as it was built, and wholly trainable.
+
+    A subclass may compute anything, and so may a layer that was replaced, hooked or
+    reparametrized.
+    """
+    return (
+        type(model) is CoordinateMLP
+        and all(type(layer) is nn.Linear for layer in model.layers)
+        and all(value.requires_grad for value in model.parameters())
+        and sum(value.numel() for value in model.parameters()) == num_parameters(model)
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
     )
 
 
@@ -139,9 +167,7 @@ def _output_derivatives(
     model: nn.Module, loss: Loss, signal: Signal
 ) -> tuple[Tensor, Tensor] | None:
     """Return ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] of each point, or None without a closed form."""
-    if not isinstance(model, CoordinateMLP):
-        return None
-    if not all(value.requires_grad for value in model.parameters()):
+    if not has_closed_form(model):
         return None
     with torch.no_grad():
         outputs = model(signal.coords)
@@ -168,10 +194,9 @@ def _derivative(value: Tensor, outputs: Tensor) -> Tensor:
 
 
 def _separable(slope: Tensor, outputs: Tensor, curvature: Tensor) -> bool:
-    """Tell whether ∂²L/∂f² v is the points' own curvature times v, for random signs v."""
+    """Tell whether ∂²L/∂f² v is the points' own curvature times v, for a random v."""
     generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, outputs.shape, generator=generator)
-    probe = (2 * signs - 1).to(outputs)
+    probe = torch.randn(outputs.shape, dtype=torch.float64, generator=generator).to(outputs)
     product = _derivative((slope * probe).sum(), outputs)
     expected = torch.einsum("pij,pj->pi", curvature, probe)
     scale = curvature.abs().sum(dim=2).max()

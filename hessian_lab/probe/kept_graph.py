@@ -38,9 +38,18 @@ def hessian_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
     if not gradient.requires_grad:
         return hessian
     step = _block_size(saved.total)
-    for start in range(0, size, step):
+    start = 0
+    while start < size:
         rows = slice(start, min(start + step, size))
-        _pull_back(gradient, parameters, rows, hessian[rows])
+        try:
+            _pull_back(gradient, parameters, rows, hessian[rows])
+        except RuntimeError:
+            # Not every operation can be batched; one row at a time always works.
+            if step == 1:
+                raise
+            step = 1
+            continue
+        start = rows.stop
     return symmetrize(hessian)
 
 

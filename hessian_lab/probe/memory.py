@@ -23,7 +23,8 @@ def readable(num_bytes: float) -> str:
 def available_bytes(device: torch.device) -> int | None:
     """Return the memory that can still be taken on a device, or None where nothing tells."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     if device.type != "cpu":
         return None
     rooms = [room for room in (_system_bytes(), _cgroup_bytes()) if room is not None]
@@ -60,11 +61,20 @@ def _physical_bytes() -> int | None:
         return None
 
 
+def _page_cache_bytes() -> int:
+    """Return what a container holds of files and gives back when asked."""
+    try:
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return int(dict(line.split() for line in lines).get("inactive_file", 0))
+
+
 def _cgroup_bytes() -> int | None:
     """Return what a container's own limit leaves (cgroup v2)."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
+        used = int((CGROUP / "memory.current").read_text()) - _page_cache_bytes()
     except (OSError, ValueError):
         return None
     return None if limit == "max" else max(0, int(limit) - used)

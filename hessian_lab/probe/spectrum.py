@@ -105,7 +105,8 @@ class Spectrum:
     @property
     def frobenius_norm(self) -> float:
         """√Σ λ²."""
-        return float(torch.linalg.vector_norm(self.values))
+        radius = self.spectral_radius
+        return radius * float(torch.linalg.vector_norm(self.values / radius)) if radius else 0.0
 
     @property
     def shares_below(self) -> dict[float, float]:
@@ -118,8 +119,11 @@ class Spectrum:
     @property
     def effective_rank(self) -> float:
         """(Σ|λ|)² / Σλ²: n for equal magnitudes, 1 for a single one, 0 for the zero matrix."""
-        square = float(self.values.square().sum())
-        return float(self.magnitudes.sum()) ** 2 / square if square else 0.0
+        radius = self.spectral_radius
+        if not radius:
+            return 0.0
+        shares = self.magnitudes / radius
+        return float(shares.sum()) ** 2 / float(shares.square().sum())
 
     def __str__(self) -> str:
         size = len(self.values)
@@ -164,7 +168,7 @@ def spectrum(matrix: Tensor | np.ndarray) -> Spectrum:
 
     Args:
         matrix: Symmetric up to rounding; its lower triangle is read. About ``4/3 n³`` operations
-            and a copy of the matrix.
+            and up to two copies of the matrix.
 
     Raises:
         ValueError: If it is not square, not finite or not symmetric.

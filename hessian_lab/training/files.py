@@ -134,7 +134,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.read(descriptor, 32).decode().strip() or "unknown"
             raise UsageError(
                 f"out must not be in use, another process (pid {holder}) is writing {directory}. "

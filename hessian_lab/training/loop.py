@@ -36,6 +36,7 @@ from hessian_lab.training.run import (
     read_resume,
 )
 from hessian_lab.training.setup import Setup
+from hessian_lab.training.trajectory import NAME as TRAJECTORY
 from hessian_lab.training.trajectory import TrajectoryWriter
 
 # Saving may take this share of the time; a killed run repeats what it did since its last save.
@@ -81,7 +82,7 @@ def train(
     make_directory(prepared.directory)
     with locked(prepared.directory):
         claim(prepared, overwrite=overwrite)
-        if not (prepared.directory / RESUME).exists():
+        if not (prepared.directory / TRAJECTORY).exists():
             _require_room(prepared)
         status = "done"
         try:
@@ -94,7 +95,8 @@ def train(
             raise
         finally:
             settle(prepared, status)
-    return load_run(prepared.directory, model=model, loss=loss)
+    own = prepared.loss if prepared.record["own_loss"] else None
+    return load_run(prepared.directory, model=model, loss=own)
 
 
 def _require_room(prepared: Prepared) -> None:
@@ -154,6 +156,8 @@ class _Training:
             if self.step == self.steps[self.count]:
                 self._checkpoint()
         self._save()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
 
     def _restore(self) -> None:
         directory = self.prepared.directory
@@ -288,7 +292,9 @@ def make_optimizer(setup: Setup, model: nn.Module) -> torch.optim.Optimizer:
 def _check_kind(name: str, value: object, default: object) -> None:
     """Check an option against the type of its default, where that tells."""
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
-    kind = bool if name in ("foreach", "fused") else type(default)
+    # torch writes the zeros of real options (momentum=0) as integers.
+    kind = float if default == 0 and not isinstance(default, bool) else type(default)
+    kind = bool if name in ("foreach", "fused") else kind
     if kind not in words or value is None:
         return
     fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
@@ -334,14 +340,18 @@ def _deferred_interrupts() -> Iterator[threading.Event]:
         yield asked
         return
     names = (signals.SIGINT, signals.SIGTERM)
-    former = {name: signals.getsignal(name) for name in names}
+    former = {
+        name: handler
+        for name in names
+        if (handler := signals.getsignal(name)) not in (signals.SIG_IGN, None)
+    }
 
     def note(_number: int, _frame: FrameType | None) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
 
-    for name in names:
+    for name in former:
         signals.signal(name, note)
     try:
         yield asked

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import json
 import logging
 import time
 import uuid
@@ -47,6 +48,7 @@ class Prepared:
 
     setup: Setup
     signal: Signal
+    data: Signal
     loss: Loss
     model: nn.Module
     directory: Path
@@ -97,15 +99,18 @@ def prepare(
         parameters = flat(network).cpu().double().numpy().tobytes()
         extra |= {
             "module": type(model).__qualname__,
+            "architecture": hashlib.sha256(repr(model).encode()).hexdigest(),
             "initial": hashlib.sha256(parameters).hexdigest(),
         }
-    known = identity(setup, extra)
+    known = json.loads(json.dumps(identity(setup, extra), default=str))
     name = setup.act if model is None else type(model).__name__
     if out == "":
         raise UsageError("out must name a directory, got ''.")
     directory = Path(out).expanduser() if out else RUNS / f"{name}-{digest(known)}"
     keeps_signal = signal is not None or is_path(setup.signal)
-    return Prepared(setup, fitted, loss, network, directory, known, keeps_signal, model is not None)
+    return Prepared(
+        setup, fitted, data, loss, network, directory, known, keeps_signal, model is not None
+    )
 
 
 def _require_field(setup: Setup, data: Signal) -> None:
@@ -136,7 +141,7 @@ def claim(prepared: Prepared, *, overwrite: bool) -> None:
     else:
         _refuse_foreign(directory)
     if prepared.keeps_signal:
-        write_signal(directory, prepared.signal)
+        write_signal(directory, prepared.data)
     prepared.record = _record(prepared)
     write_json(directory / RECORD, prepared.record)
 
@@ -224,12 +229,18 @@ def _shown(value: Any) -> str:
 
 
 def _clear(directory: Path) -> None:
-    """Remove the files of a run, and nothing else."""
-    for name in (RECORD, RESUME, METRICS, SIGNAL, TRAJECTORY, *RESULTS):
+    """Remove the files of a run, and nothing else; the record stays, to be replaced whole."""
+    for name in (RESUME, *RESULTS, METRICS, SIGNAL, TRAJECTORY):
         (directory / name).unlink(missing_ok=True)
     for left in directory.glob(".*.tmp"):
         left.unlink(missing_ok=True)
 
 
 def _name(loss: Loss) -> str:
+    """Return what a loss is called; a module tells its options too."""
+    if isinstance(loss, nn.Module):
+        kept = {name: value for name, value in vars(loss).items() if not name.startswith("_")}
+        options = kept | {name: value.tolist() for name, value in loss.state_dict().items()}
+        text = ", ".join(f"{name}={value}" for name, value in sorted(options.items()))
+        return f"{type(loss).__qualname__}({text})"
     return getattr(loss, "__qualname__", type(loss).__qualname__)

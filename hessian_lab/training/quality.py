@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.losses import Loss
+from hessian_lab.losses import Loss, bce
 from hessian_lab.signal import Signal
 
 
@@ -37,6 +37,7 @@ def quality(model: nn.Module, loss: Loss, signal: Signal) -> dict[str, float]:
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
     return {
         "loss": float(value.detach()),
-        "psnr": psnr(predictions.detach(), signal.values),
+        # Predictions of the cross-entropy are logits, which no PSNR is defined for.
+        "psnr": math.nan if loss is bce else psnr(predictions.detach(), signal.values),
         "grad_norm": float(torch.linalg.vector_norm(norms)),
     }

@@ -109,7 +109,8 @@ class Run:
                 f"signal must be the one that was fitted, {self.record['data']['name']} is not: "
                 f"its points have SHA-256 {found[:12]}…."
             )
-        return signal.to(**target)
+        loss = self.own_loss or LOSSES.get(self.record["loss"], signal.loss)
+        return replace(signal.to(**target), loss=loss)
 
     @property
     def loss(self) -> Loss:

@@ -172,7 +172,13 @@ class Setup:
 def setup_from_json(entries: Mapping[str, Any]) -> Setup:
     """Return the setup that ``to_json`` wrote."""
     names = {entry.name for entry in fields(Setup)}
-    return Setup(**{name: value for name, value in entries.items() if name in names})
+    known = {name: value for name, value in entries.items() if name in names}
+    # JSON knows lists alone; the options of optimizers are tuples.
+    known["options"] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in known.get("options", {}).items()
+    }
+    return Setup(**known)
 
 
 def identity(setup: Setup, extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class TrajectoryWriter:
     def _matches(self) -> bool:
         try:
             kept = np.load(self.path, mmap_mode="r")
-        except (OSError, ValueError):
+        except (OSError, ValueError, EOFError):
             return False
         return bool(kept.shape == self.shape and kept.dtype == self.dtype)
 

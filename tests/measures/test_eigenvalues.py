@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hessian_lab.errors import ResourceError, UsageError
+from hessian_lab.errors import DivergenceError, ResourceError, UsageError
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
 from hessian_lab.measures import eigenvalues
@@ -129,7 +129,58 @@ def test_single_precision_training_is_measured_in_double(tmp_path):
     assert not result.failures
 
 
-def test_a_diverged_or_unfinished_run_is_measured_as_far_as_it_goes(tmp_path):
+def test_a_diverged_run_is_measured_as_far_as_it_goes(tmp_path):
+    setup = Setup(act="relu", size=6, optimizer="sgd", lr=1e30, steps=20)
+    with pytest.raises(DivergenceError):
+        train(setup, out=tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    result = measure_eigenvalues(run)
+    assert [one.step for one in result.measured] == run.steps
+    assert np.isfinite(result.spectra[0].values.numpy()).all()
+    for one in result.measured:
+        finite = bool(one.spectrum.values.isfinite().all())
+        assert finite or f"step {one.step}: the Hessian is not finite" in result.failures
+    again = measure_eigenvalues(run)
+    assert again.failures == result.failures
+
+
+def test_structural_zeros_are_read_back(tmp_path, monkeypatch):
+    run = train(Setup(act="relu", size=6, width=8, depth=3, steps=2), out=tmp_path / "run")
+    first = measure_eigenvalues(run)
+    assert first.spectra[0].structural_zeros > 0
+    monkeypatch.setattr(eigenvalues, "dense_hessian", None)
+    second = measure_eigenvalues(run)
+    assert [one.structural_zeros for one in second.spectra] == [
+        one.structural_zeros for one in first.spectra
+    ]
+
+
+def test_another_loss_is_measured_anew(run):
+    first = measure_eigenvalues(run).spectra[-1]
+    other = load_run(run.path, loss=lambda predictions, values: 100 * mse(predictions, values))
+    assert measure_eigenvalues(other).spectra[-1].lambda_max == pytest.approx(
+        100 * first.lambda_max
+    )
+
+
+def test_a_loss_that_is_all_rounding_is_no_failure(tmp_path):
+    coords = torch.linspace(-1, 1, 20, dtype=torch.float64).unsqueeze(1)
+    signal = Signal(coords, 0.3 + 0.2 * coords)
+    setup = Setup(act="relu", depth=0, steps=40)
+    run = train(setup, out=tmp_path / "run", signal=signal)
+    assert run.metrics["loss"].iloc[-1] < 1e-25
+    parts = signal.coords.split(7)
+
+    def piecewise(predictions, values):
+        return sum(
+            mse(one, other) * len(one)
+            for one, other in zip(predictions.split(7), values.split(7), strict=True)
+        ) / sum(len(part) for part in parts)
+
+    assert not measure_eigenvalues(load_run(run.path, loss=piecewise)).failures
+
+
+def test_an_unfinished_run_is_measured_as_far_as_it_goes(tmp_path):
     def stop(row):
         if row["step"] == 2:
             raise KeyboardInterrupt

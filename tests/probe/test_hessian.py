@@ -4,11 +4,13 @@ from torch import nn
 
 from hessian_lab.errors import ResourceError
 from hessian_lab.fields import ACTIVATIONS
-from hessian_lab.fields.mlp import make_field
+from hessian_lab.fields.mlp import CoordinateMLP, make_field
 from hessian_lab.losses import bce, mse
 from hessian_lab.probe import hessian as hessian_module
-from hessian_lab.probe.hessian import dense_hessian, hessian_terms
-from hessian_lab.probe.kept_graph import hessian_rows
+from hessian_lab.probe import kept_graph
+from hessian_lab.probe.closed_form import temporary_numbers
+from hessian_lab.probe.hessian import dense_hessian, has_closed_form, hessian_terms
+from hessian_lab.probe.kept_graph import hessian_rows, symmetrize
 from hessian_lab.signal import Signal
 from tests.reference import assert_same, autograd_hessian
 
@@ -72,6 +74,68 @@ def test_closed_form_takes_any_mean_over_points(loss, monkeypatch):
     )
 
 
+class Doubled(CoordinateMLP):
+    """A subclass that computes something else."""
+
+    def forward(self, coords):
+        return 2 * super().forward(coords)
+
+
+def doubled():
+    plain = small_field()
+    model = Doubled(2, 1, plain.activation, width=5, depth=2, dtype=torch.float64)
+    model.load_state_dict(plain.state_dict())
+    return model
+
+
+class Cubed(nn.Module):
+    def forward(self, weight):
+        return weight**3
+
+
+def hooked():
+    model = small_field()
+    model.layers[1].register_forward_hook(lambda _layer, _inputs, output: output**2)
+    return model
+
+
+def reparametrized():
+    model = small_field()
+    nn.utils.parametrize.register_parametrization(model.layers[1], "weight", Cubed())
+    return model
+
+
+def tied():
+    model = small_field(depth=3)
+    model.layers[2].weight = model.layers[1].weight
+    return model
+
+
+@pytest.mark.parametrize("make", [doubled, hooked, reparametrized])
+def test_a_field_that_was_changed_has_no_closed_form(make):
+    model, signal = make(), points()
+    assert not has_closed_form(model)
+    expected = autograd_hessian(model, mse, signal)
+    assert_same(dense_hessian(model, mse, signal), expected, roundings=ROUNDINGS)
+
+
+def test_a_field_with_tied_weights_has_no_closed_form():
+    model = tied()
+    assert not has_closed_form(model)
+    size = sum(value.numel() for value in model.parameters())
+    assert dense_hessian(model, mse, points()).shape == (size, size)
+
+
+@pytest.mark.parametrize("other", range(1, 12))
+def test_a_term_that_ties_two_points_is_noticed(other):
+    def tied_ends(predictions, values):
+        return mse(predictions, values) + (predictions[0] - predictions[other]).square().sum()
+
+    signal, model = points(num_points=12), small_field()
+    expected = autograd_hessian(model, tied_ends, signal)
+    assert_same(dense_hessian(model, tied_ends, signal), expected, roundings=ROUNDINGS)
+
+
 def test_loss_that_couples_points_takes_the_kept_graph_and_is_right():
     def coupled(predictions, values):
         return (predictions - values).square().mean().sqrt()
@@ -100,15 +164,41 @@ def test_terms_sum_to_the_hessian_and_each_is_symmetric(act):
     assert_same(terms.ggn + terms.activation + terms.cross, whole, roundings=100)
 
 
-def test_ggn_is_jacobian_transposed_times_jacobian():
+def test_ggn_is_the_jacobian_around_the_curvature_of_the_loss():
     signal, model = points(num_outputs=2), small_field("tanh", 2, depth=3)
     parameters = dict(model.named_parameters())
     jacobian = torch.func.jacrev(
         lambda named: torch.func.functional_call(model, named, (signal.coords,))
     )(parameters)
     rows = torch.cat([part.flatten(2) for part in jacobian.values()], dim=2).flatten(0, 1).detach()
-    expected = rows.T @ rows / signal.num_points
-    assert_same(hessian_terms(model, mse, signal).ggn, expected)
+    for loss, weight in (
+        (mse, torch.ones_like(rows[:, 0])),
+        (bce, (p := torch.sigmoid(model(signal.coords)).detach().flatten()) * (1 - p)),
+    ):
+        expected = rows.T @ (weight.unsqueeze(1) * rows) / signal.num_points
+        assert_same(hessian_terms(model, loss, signal).ggn, expected)
+
+
+@pytest.mark.parametrize("act", ["sine", "gaussian", "tanh"])
+def test_freezing_every_second_derivative_takes_the_activation_term_away(act):
+    class Frozen(nn.Module):
+        """The field with φ replaced by its tangent at the present pre-activations."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.layers, self.jet = model.layers, model.activation.jet
+
+        def forward(self, coords):
+            state = coords
+            for layer in self.layers[:-1]:
+                z = layer(state)
+                value, slope, _ = self.jet(z.detach())
+                state = value + slope * (z - z.detach())
+            return self.layers[-1](state)
+
+    signal, model = points(), small_field(act, depth=3)
+    terms = hessian_terms(model, mse, signal)
+    assert_same(hessian_rows(Frozen(model), mse, signal), terms.ggn + terms.cross)
 
 
 @pytest.mark.parametrize("act", ["relu", "relu_pe"])
@@ -191,6 +281,67 @@ def test_linear_model_with_linear_loss_has_a_zero_hessian():
             return coords @ self.weight
 
     assert not dense_hessian(Line(), lambda f, y: (f - y).mean(), points()).any()
+
+
+def test_operations_that_cannot_be_batched_are_taken_row_by_row():
+    class Stubborn(torch.autograd.Function):
+        @staticmethod
+        def forward(context, value):
+            context.save_for_backward(value)
+            return value**3
+
+        @staticmethod
+        def backward(context, gradient):
+            (value,) = context.saved_tensors
+            float(gradient.detach().sum())  # no batching rule
+            return 3 * value**2 * gradient
+
+    class Cubic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[0.5], [2.0]], dtype=torch.float64))
+
+        def forward(self, coords):
+            return Stubborn.apply(coords @ self.weight)
+
+    class Plain(Cubic):
+        def forward(self, coords):
+            return (coords @ self.weight) ** 3
+
+    signal = points()
+    expected = autograd_hessian(Plain(), mse, signal)
+    assert_same(dense_hessian(Cubic(), mse, signal), expected)
+
+
+@pytest.mark.parametrize("block", [1, 16])
+def test_blocks_of_rows_do_not_change_the_hessian(block, monkeypatch):
+    monkeypatch.setattr(kept_graph, "BLOCK_RANGE", (block, block))
+    model, signal = small_field(), points()
+    assert_same(hessian_rows(model, mse, signal), dense_hessian(model, mse, signal))
+
+
+@pytest.mark.parametrize("tile", [1, 3, 7, 100])
+def test_symmetrizing_takes_the_mean_of_both_triangles(tile):
+    matrix = torch.arange(49, dtype=torch.float64).view(7, 7)
+    expected = (matrix + matrix.T) / 2
+    assert torch.equal(symmetrize(matrix.clone(), tile=tile), expected)
+
+
+def test_memory_is_asked_for_with_its_temporaries(monkeypatch):
+    model, signal, asked = small_field(depth=3), points(), []
+    size = sum(value.numel() for value in model.parameters())
+    monkeypatch.setattr(
+        hessian_module, "require_bytes", lambda needed, *_, **__: asked.append(needed)
+    )
+    dense_hessian(model, mse, signal)
+    dense_hessian(model, mse, signal, chunk_size=5)
+    hessian_terms(model, mse, signal)
+    temporary = [temporary_numbers(model, 37, chunk) for chunk in (None, 5)]
+    # Six panels of the widest layer's square, 5 + 1, for each point of a chunk.
+    assert temporary[0] - temporary[1] == 6 * (37 - 5) * 36
+    assert temporary[1] > size**2 / 2
+    numbers = [size**2 + temporary[0], size**2 + temporary[1], 3 * size**2 + temporary[0]]
+    assert asked == [8 * count for count in numbers]
 
 
 def test_model_and_its_gradients_are_left_alone():

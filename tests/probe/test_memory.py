@@ -32,6 +32,8 @@ def test_a_container_limit_counts(tmp_path, monkeypatch):
     (tmp_path / "memory.current").write_text("4000000\n")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory.available_bytes(CPU) == 1_000_000
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 300000\n")
+    assert memory.available_bytes(CPU) == 1_300_000
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.available_bytes(CPU) > 1_000_000
 

@@ -89,6 +89,23 @@ def test_rows_of_zeros_give_eigenvalues_that_are_exactly_zero():
     assert_same(one.values[one.values != 0], torch.tensor([-1.0, 1.0, 2.0], dtype=torch.float64))
 
 
+def test_zeros_of_dead_rows_stand_in_their_place():
+    matrix = torch.diag(torch.tensor([3.0, 0.0, -2.0, 0.0, 1.0], dtype=torch.float64))
+    assert spectrum(matrix).values.tolist() == [-2.0, 0.0, 0.0, 1.0, 3.0]
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_norms_neither_overflow_nor_vanish(scale):
+    one = Spectrum(scale * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64))
+    assert one.effective_rank == pytest.approx(3)
+    assert one.frobenius_norm == pytest.approx(scale * math.sqrt(3))
+
+
+def test_a_rung_counts_what_lies_on_it():
+    one = Spectrum(torch.tensor([1e-3, 1.0], dtype=torch.float64))
+    assert one.shares_below[1e-3] == 0.5
+
+
 def test_zero_matrix_says_what_it_cannot_say():
     one = spectrum(torch.zeros(4, 4, dtype=torch.float64))
     assert (one.numerical_zeros, one.structural_zeros, one.negative) == (4, 4, 0)
@@ -123,6 +140,7 @@ def test_is_frozen_and_every_scalar_is_there():
 
 def test_text_marks_an_unresolved_condition_number():
     text = str(spectrum(with_eigenvalues([0.0, 1.0, 2.0])))
+    assert "effective 2" in text
     assert "≥" in text
     assert "≥" not in str(spectrum(with_eigenvalues([0.5, 1.0, 2.0])))
 

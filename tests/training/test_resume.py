@@ -4,12 +4,15 @@ import signal as signals
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hessian_lab.errors import UsageError
+from hessian_lab.signal import Signal
 from hessian_lab.training import loop
 from hessian_lab.training.files import locked
 from hessian_lab.training.loop import train
@@ -117,11 +120,15 @@ def test_an_interrupt_saves_the_step_it_came_in(tmp_path):
         if row["step"] == 20:
             os.kill(os.getpid(), signals.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        train(setup, out=tmp_path / "run", watch=watch)
-    assert position(tmp_path / "run") == 20
-    assert load_run(tmp_path / "run").steps == [0, 10, 20]
-    assert signals.getsignal(signals.SIGINT) is signals.default_int_handler
+    former = signals.signal(signals.SIGINT, signals.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(setup, out=tmp_path / "run", watch=watch)
+        assert position(tmp_path / "run") == 20
+        assert load_run(tmp_path / "run").steps == [0, 10, 20]
+        assert signals.getsignal(signals.SIGINT) is signals.default_int_handler
+    finally:
+        signals.signal(signals.SIGINT, former)
 
 
 def test_a_complete_run_is_not_trained_again(tmp_path):
@@ -143,6 +150,63 @@ def test_overwrite_starts_anew_and_leaves_foreign_files(tmp_path):
     assert run.steps == [0, 1, 2]
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not (tmp_path / "spectrum.csv").exists()
+
+
+def test_overwriting_killed_before_any_deletion_can_be_typed_again(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    setup, other = (Setup(size=6, width=width, depth=1, steps=2) for width in (4, 5))
+    unlink = Path.unlink
+    for place in range(6):
+        out = tmp_path / str(place)
+        train(setup, out=out)
+        for name in ("eigenvalues.npy", "eigs.json"):
+            (out / name).write_text("old")
+        calls = []
+
+        def killed(path, missing_ok=False, place=place, calls=calls):
+            calls.append(path)
+            if len(calls) > place:
+                raise Killed
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", killed)
+        with pytest.raises(Killed):
+            train(other, out=out, overwrite=True)
+        monkeypatch.setattr(Path, "unlink", unlink)
+        run = train(other, out=out, overwrite=True)
+        assert run.complete
+        assert not (out / "eigs.json").exists()
+
+
+def test_an_empty_trajectory_is_allocated_anew(tmp_path):
+    setup = Setup(size=6, width=4, depth=1, steps=2)
+    train(setup, out=tmp_path)
+    (tmp_path / "resume.pt").unlink()
+    (tmp_path / "trajectory.npy").write_bytes(b"")
+    assert train(setup, out=tmp_path).complete
+
+
+def test_options_that_are_tuples_continue(tmp_path):
+    options = {"betas": (0.8, 0.99)}
+    setup = Setup(size=6, width=4, depth=1, steps=2, optimizer="adam", options=options)
+    first = train(setup, out=tmp_path)
+    assert train(setup, out=tmp_path).setup == first.setup == load_run(tmp_path).setup
+
+
+def test_losses_and_modules_with_other_options_are_other_runs(tmp_path):
+    coords = torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
+    signal = Signal(coords, coords**2)
+    setup = Setup(steps=2)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(1, 3), nn.GELU(), nn.Linear(3, 1)).double()
+    train(setup, out=tmp_path, model=module, signal=signal, loss=nn.HuberLoss(delta=0.01))
+    with pytest.raises(UsageError, match="differs in loss"):
+        train(setup, out=tmp_path, model=module, signal=signal, loss=nn.HuberLoss(delta=10))
+    module[1] = nn.Tanh()
+    with pytest.raises(UsageError, match="differs in architecture"):
+        train(setup, out=tmp_path, model=module, signal=signal, loss=nn.HuberLoss(delta=0.01))
 
 
 def test_a_different_setup_is_refused_with_its_differences(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -137,6 +138,66 @@ def test_image_of_a_path_travels_with_its_run(tmp_path):
     (tmp_path / "photo.png").unlink()
     assert torch.equal(load_run(tmp_path / "run").signal().values, values)
     assert run.record["data"]["name"] == "photo.png"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_signal_of_yours_travels_in_its_own_precision(dtype, tmp_path):
+    coords = torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
+    setup = Setup(width=3, depth=1, steps=1, dtype=dtype)
+    run = train(setup, out=tmp_path, signal=Signal(coords, coords / 3, bce))
+    assert torch.equal(run.signal().values, (coords / 3).to(getattr(torch, dtype)))
+    assert run.signal().loss is bce
+
+
+def test_a_loss_inside_a_signal_is_not_lost(tmp_path):
+    def cubic(predictions, values):
+        return (predictions - values).abs().pow(3).mean()
+
+    coords = torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
+    run = train(
+        Setup(width=3, depth=1, steps=1), out=tmp_path, signal=Signal(coords, coords, cubic)
+    )
+    assert run.loss is run.signal().loss is cubic
+
+
+def test_a_step_of_length_zero_does_not_go_unnoticed(tmp_path, caplog):
+    coords = torch.linspace(-1, 1, 9, dtype=torch.float64).unsqueeze(1)
+    setup = Setup(act="relu", width=2, depth=1, steps=3, optimizer="sgd", lr=1e-300)
+    with caplog.at_level(logging.WARNING):
+        run = train(setup, out=tmp_path, signal=Signal(coords, coords))
+    assert caplog.text.count("step 1 had length 0: the optimizer has stalled") == 1
+    assert run.metrics["step_length"].tolist() == [0, 0, 0, 0]
+
+
+def test_batches_depend_on_the_seed(tmp_path):
+    options = {"size": 6, "width": 3, "depth": 1, "steps": 3, "optimizer": "sgd", "batch_size": 5}
+    batches = []
+    for seed in (0, 1):
+        seen = []
+
+        def loss(predictions, values, seen=seen):
+            seen.append(values.flatten())
+            return mse(predictions, values)
+
+        train(Setup(seed=seed, **options), out=tmp_path / str(seed), loss=loss)
+        batches.append(torch.cat([values for values in seen if len(values) == 5]))
+    assert not torch.equal(*batches)
+
+
+def test_first_step_has_the_first_learning_rate(tmp_path):
+    options = {"size": 6, "width": 3, "depth": 1, "steps": 3, "optimizer": "sgd", "lr": 0.5}
+    decayed = train(Setup(lr_final=1e-3, **options), out=tmp_path / "decayed")
+    constant = train(Setup(**options), out=tmp_path / "constant")
+    assert np.array_equal(decayed.trajectory[1], constant.trajectory[1])
+    assert not np.array_equal(decayed.trajectory[2], constant.trajectory[2])
+
+
+def test_real_options_take_real_values(tmp_path):
+    options = {"momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}
+    setup = Setup(size=6, width=3, depth=1, steps=1, optimizer="sgd", options=options)
+    train(setup, out=tmp_path)
+    group = torch.load(tmp_path / "resume.pt")["optimizer"]["param_groups"][0]
+    assert {name: group[name] for name in options} == options
 
 
 def test_own_module_loss_and_signal(tmp_path):
