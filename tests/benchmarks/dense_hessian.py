@@ -5,11 +5,11 @@ minutes). Rounds are interleaved, and medians are compared, because machines dri
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -75,16 +75,22 @@ def compare(width):
     )
 
 
+def high_water():
+    """Return the largest resident size of this process, in bytes (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def peak(width):
     """Print the memory that the closed form takes at its peak, in units of the matrix."""
     signal = load_signal("camera", 50)
     model = make_field("sine", 2, 1, width=width, depth=4)
     dense_hessian(make_field("sine", 2, 1, width=4, depth=4), mse, signal)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     matrix = dense_hessian(model, mse, signal)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = high_water()
     size = matrix.numel() * matrix.element_size()
-    share = (after - before) * 1024 / size
+    share = (after - before) / size
     print(f"4×{width}: peak {share:.2f} × the matrix ({size / 2**30:.2f} GiB)")
 
 
