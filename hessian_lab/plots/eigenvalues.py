@@ -17,6 +17,8 @@ NUM_BINS = 101
 # Decades shown below the rounding floor, and rows per decade.
 DECADES_BELOW = 2
 ROWS_PER_DECADE = 4
+# Checkpoints that are ticked one by one.
+MOST_TICKS = 6
 
 
 def plot_spectrum(
@@ -106,11 +108,12 @@ def _draw_training(axes: Axes, pool: Sequence[Spectrum], steps: np.ndarray) -> N
     highest = np.ceil(np.log10(top))
     rows = np.linspace(lowest, highest, int(highest - lowest) * ROWS_PER_DECADE + 1)
     table = np.array([_decade_shares(one, rows) for one in pool]).T
+    least = max(table[table > 0].min(), 1e-2)
     mesh = axes.pcolormesh(
         _edges(steps.astype(float)),
         10.0**rows,
         np.ma.masked_equal(table, 0),
-        norm=LogNorm(min(max(table[table > 0].min(), 1e-2), 10), 100),
+        norm=LogNorm(least, max(table.max(), 10 * least)),
         cmap="cividis_r",
         rasterized=True,
     )
@@ -118,9 +121,12 @@ def _draw_training(axes: Axes, pool: Sequence[Spectrum], steps: np.ndarray) -> N
     bar.set_label("share per cell (%)", fontsize=8)
     bar.outline.set_linewidth(0.4)  # type: ignore[operator]
     axes.plot(steps, floors, color=VERMILLION, linestyle="--")
+    if len(steps) <= MOST_TICKS:
+        axes.set_xticks(steps)
     axes.annotate(
         "rounding floor n·eps·max|λ|",
-        (steps[len(steps) // 2], floors[len(steps) // 2]),
+        (0.5, np.interp((steps[0] + steps[-1]) / 2, steps, floors)),
+        xycoords=axes.get_yaxis_transform(),
         xytext=(0, -4),
         textcoords="offset points",
         ha="center",
