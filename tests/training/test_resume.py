@@ -113,6 +113,32 @@ def test_continuing_from_any_save_changes_no_bit(optimizer, stop, tmp_path, monk
     assert_same_run(tmp_path / "stopped", reference)
 
 
+def test_a_row_is_on_the_disk_when_its_checkpoint_is_told(tmp_path):
+    told = []
+
+    def watch(_row):
+        told.append(np.load(tmp_path / "trajectory.npy")[len(told)])
+
+    run = train(Setup(size=6, width=4, depth=1, steps=3), out=tmp_path, watch=watch)
+    assert np.array_equal(np.stack(told), run.trajectory)
+
+
+def test_an_interrupt_in_the_last_step_is_heard_and_nothing_is_lost(tmp_path):
+    setup = Setup(size=6, width=4, depth=1, steps=3)
+
+    def watch(row):
+        if row["step"] == 3:
+            os.kill(os.getpid(), signals.SIGINT)
+
+    former = signals.signal(signals.SIGINT, signals.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(setup, out=tmp_path, watch=watch)
+    finally:
+        signals.signal(signals.SIGINT, former)
+    assert load_run(tmp_path).complete
+
+
 def test_an_interrupt_saves_the_step_it_came_in(tmp_path):
     setup = Setup(size=6, width=4, depth=1, optimizer="sgd", steps=50, checkpoint_every=10)
 
