@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hessian_lab.errors import InputError
-from hessian_lab.training.files import require_disk, room_for
+from hessian_lab.training.files import room_for
 
 NAME = "trajectory.npy"
 
@@ -39,7 +39,6 @@ class TrajectoryWriter:
 
     def _allocate(self) -> None:
         num_bytes = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        require_disk(self.path.parent, num_bytes, "Keep fewer rows with --checkpoint-every.")
         header: dict[str, Any] = {
             "descr": np.lib.format.dtype_to_descr(self.dtype),
             "fortran_order": False,

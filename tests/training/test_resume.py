@@ -123,6 +123,15 @@ def test_a_row_is_on_the_disk_when_its_checkpoint_is_told(tmp_path):
     assert np.array_equal(np.stack(told), run.trajectory)
 
 
+@pytest.fixture
+def interruptible():
+    """Answer Ctrl-C as Python does, also where the shell has it ignored."""
+    former = signals.signal(signals.SIGINT, signals.default_int_handler)
+    yield
+    signals.signal(signals.SIGINT, former)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_in_the_last_step_is_heard_and_nothing_is_lost(tmp_path):
     setup = Setup(size=6, width=4, depth=1, steps=3)
 
@@ -130,15 +139,12 @@ def test_an_interrupt_in_the_last_step_is_heard_and_nothing_is_lost(tmp_path):
         if row["step"] == 3:
             os.kill(os.getpid(), signals.SIGINT)
 
-    former = signals.signal(signals.SIGINT, signals.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(setup, out=tmp_path, watch=watch)
-    finally:
-        signals.signal(signals.SIGINT, former)
+    with pytest.raises(KeyboardInterrupt):
+        train(setup, out=tmp_path, watch=watch)
     assert load_run(tmp_path).complete
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_saves_the_step_it_came_in(tmp_path):
     setup = Setup(size=6, width=4, depth=1, optimizer="sgd", steps=50, checkpoint_every=10)
 
@@ -146,15 +152,11 @@ def test_an_interrupt_saves_the_step_it_came_in(tmp_path):
         if row["step"] == 20:
             os.kill(os.getpid(), signals.SIGINT)
 
-    former = signals.signal(signals.SIGINT, signals.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(setup, out=tmp_path / "run", watch=watch)
-        assert position(tmp_path / "run") == 20
-        assert load_run(tmp_path / "run").steps == [0, 10, 20]
-        assert signals.getsignal(signals.SIGINT) is signals.default_int_handler
-    finally:
-        signals.signal(signals.SIGINT, former)
+    with pytest.raises(KeyboardInterrupt):
+        train(setup, out=tmp_path / "run", watch=watch)
+    assert position(tmp_path / "run") == 20
+    assert load_run(tmp_path / "run").steps == [0, 10, 20]
+    assert signals.getsignal(signals.SIGINT) is signals.default_int_handler
 
 
 def test_a_complete_run_is_not_trained_again(tmp_path):
