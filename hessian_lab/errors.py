@@ -15,3 +15,7 @@ class ResourceError(MemoryError):
 
 class DivergenceError(ArithmeticError):
     """Training reached a loss that is not finite (exit status 1)."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A Hessian–vector product is NaN or infinite (exit status 1)."""
