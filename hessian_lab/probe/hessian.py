@@ -1,15 +1,17 @@
 """The exact Hessian of a field's loss, whole or in its three parts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
-from hessian_lab.probe.closed_form import Parts, assemble, num_parameters, temporary_numbers
-from hessian_lab.probe.kept_graph import hessian_rows, trainable
+from hessian_lab.probe.closed_form import Parts, assemble, temporary_numbers
+from hessian_lab.probe.kept_graph import ggn_rows, hessian_rows, trainable
 from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.signal import Signal
 
 # A loss is a mean over points if moving one prediction changes no other's gradient; the two sides
@@ -32,6 +34,7 @@ class HessianTerms:
     cross: Tensor
 
 
+@full_precision()
 def dense_hessian(
     model: nn.Module, loss: Loss, signal: Signal, *, chunk_size: int | None = None
 ) -> Tensor:
@@ -64,7 +67,7 @@ def dense_hessian(
         torch.Size([97, 97])
     """
     size = _check(model, signal, chunk_size)
-    derivatives = _output_derivatives(model, loss, signal)
+    derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
     if derivatives is None:
         return hessian_rows(model, loss, signal)
@@ -72,6 +75,26 @@ def dense_hessian(
     return assemble(model, signal.coords, *derivatives, parts=Parts(), chunk_size=chunk_size)
 
 
+@full_precision()
+def dense_ggn(
+    model: nn.Module, loss: Loss, signal: Signal, *, chunk_size: int | None = None
+) -> Tensor:
+    """Return the Gauss–Newton matrix ``Jᵀ (∇²_f ℓ) J`` [n, n], exactly symmetric.
+
+    Arguments, order of parameters, precision and errors are those of ``dense_hessian``. In closed
+    form at its cost; for any other module or loss by ``n`` products of about three gradients each.
+    """
+    size = _check(model, signal, chunk_size)
+    derivatives = output_derivatives(model, loss, signal.coords, signal.values)
+    require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
+    if derivatives is None:
+        return ggn_rows(model, loss, signal)
+    assert isinstance(model, CoordinateMLP)
+    parts = Parts(activation=False, cross=False)
+    return assemble(model, signal.coords, *derivatives, parts=parts, chunk_size=chunk_size)
+
+
+@full_precision()
 def hessian_terms(
     model: CoordinateMLP, loss: Loss, signal: Signal, *, chunk_size: int | None = None
 ) -> HessianTerms:
@@ -89,7 +112,7 @@ def hessian_terms(
     if not isinstance(model, CoordinateMLP):
         raise TypeError(f"model must be a CoordinateMLP, got {type(model).__name__}.")
     size = _check(model, signal, chunk_size)
-    derivatives = _output_derivatives(model, loss, signal)
+    derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     if derivatives is None:
         raise ValueError(
             "loss must be a mean over points, and model a CoordinateMLP as it was built, "
@@ -133,17 +156,28 @@ def require_hessian(
 
 
 def has_closed_form(model: nn.Module) -> bool:
-    """Tell whether a module is a ``CoordinateMLP`` as it was built, and wholly trainable.
+    """Tell whether a module is a ``CoordinateMLP`` as it was built, and wholly trainable."""
+    return is_plain_field(model) and all(value.requires_grad for value in model.parameters())
 
-    A subclass may compute anything, and so may a layer that was replaced, hooked or
-    reparametrized.
+
+def is_plain_field(model: nn.Module) -> bool:
+    """Tell whether a module is a ``CoordinateMLP`` as it was built.
+
+    A subclass may compute anything, and so may a layer or a method that was replaced, hooked or
+    reparametrized; so may one whose parameters stand in another order.
     """
-    return (
-        type(model) is CoordinateMLP
-        and all(type(layer) is nn.Linear for layer in model.layers)
-        and all(value.requires_grad for value in model.parameters())
-        and sum(value.numel() for value in model.parameters()) == num_parameters(model)
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+    if type(model) is not CoordinateMLP or any(
+        type(layer) is not nn.Linear for layer in model.layers
+    ):
+        return False
+    expected = [
+        f"layers.{layer}.{part}"
+        for layer in range(len(model.layers))
+        for part in ("weight", "bias")
+    ]
+    return [name for name, _ in model.named_parameters()] == expected and not any(
+        part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part)
+        for part in model.modules()
     )
 
 
@@ -163,18 +197,21 @@ def _check(model: nn.Module, signal: Signal, chunk_size: int | None) -> int:
 
 
 @torch.enable_grad()  # type: ignore[untyped-decorator]
-def _output_derivatives(
-    model: nn.Module, loss: Loss, signal: Signal
+def output_derivatives(
+    model: nn.Module, loss: Loss, coords: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Return ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] of each point, or None without a closed form."""
     if not has_closed_form(model):
         return None
     with torch.no_grad():
-        outputs = model(signal.coords)
+        outputs = model(coords)
     outputs.requires_grad_()
-    (slope,) = torch.autograd.grad(
-        loss(outputs, signal.values), outputs, create_graph=True, materialize_grads=True
-    )
+    value = loss(outputs, values)
+    if not value.requires_grad:
+        return torch.zeros_like(outputs).detach(), outputs.new_zeros(
+            *outputs.shape, outputs.shape[1]
+        )
+    (slope,) = torch.autograd.grad(value, outputs, create_graph=True, materialize_grads=True)
     channels = outputs.shape[1]
     # Points do not interact, so the derivative of a sum over points holds each point's own row.
     rows = [_derivative(slope[:, channel].sum(), outputs) for channel in range(channels)]
@@ -195,10 +232,17 @@ def _derivative(value: Tensor, outputs: Tensor) -> Tensor:
 
 def _separable(slope: Tensor, outputs: Tensor, curvature: Tensor) -> bool:
     """Tell whether ∂²L/∂f² v is the points' own curvature times v, for a random v."""
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(outputs.shape, dtype=torch.float64, generator=generator).to(outputs)
+    generator = torch.Generator("cpu").manual_seed(0)
+    options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu", "generator": generator}
+    probe = torch.randn(outputs.shape, **options).to(outputs)
     product = _derivative((slope * probe).sum(), outputs)
     expected = torch.einsum("pij,pj->pi", curvature, probe)
     scale = curvature.abs().sum(dim=2).max()
     tolerance = SEPARABLE_ROUNDINGS * torch.finfo(outputs.dtype).eps * scale
     return bool(((product - expected).abs() <= tolerance).all())
+
+
+def _output_derivatives(
+    model: nn.Module, loss: Loss, signal: Signal
+) -> tuple[Tensor, Tensor] | None:
+    return output_derivatives(model, loss, signal.coords, signal.values)

@@ -1,6 +1,11 @@
-"""The exact Hessian of any module by reverse-over-reverse products on one kept graph."""
+"""Curvature products of any module by reverse-over-reverse on a graph that is kept.
 
-from collections.abc import Sequence
+Never ``backward(create_graph=True)``: it ties parameters to graphs in cycles. Everything here is
+``autograd.grad``, and a dropped graph is freed at once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +16,101 @@ from hessian_lab.signal import Signal
 # Rows per product, and the bytes of activations that one block of rows may work on.
 BLOCK_RANGE = (1, 16)
 BLOCK_BYTES = 1 << 28
+# Points from which the size of a graph is told.
+SAMPLE = 32
+
+
+class KeptGradient:
+    """The gradient of a scalar with its graph: products with the Hessian at one backward each.
+
+    Args:
+        value: A scalar that depends on the parameters.
+        parameters: Leaves; one that the value does not use has rows of zeros.
+        block: Rows per backward. More than one needs every operation to be batchable; where one is
+            not, rows are taken one at a time.
+    """
+
+    def __init__(self, value: Tensor, parameters: Sequence[Tensor], *, block: int = 1) -> None:
+        self.parameters = list(parameters)
+        self.block = block
+        if value.requires_grad:
+            gradients = torch.autograd.grad(
+                value, self.parameters, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        else:
+            gradients = tuple(torch.zeros_like(leaf).detach() for leaf in self.parameters)
+        self.gradient = torch.cat([part.reshape(-1) for part in gradients])
+
+    def products(self, rows: Tensor) -> Tensor:
+        """Return ``V H`` [k, n] for the rows of ``V`` [k, n]."""
+        out = torch.zeros_like(rows)
+        if not self.gradient.requires_grad:
+            return out
+        start = 0
+        while start < len(rows):
+            part = slice(start, min(start + self.block, len(rows)))
+            try:
+                out[part] = _pulled(self.gradient, self.parameters, rows[part])
+            except RuntimeError:
+                if self.block == 1:
+                    raise
+                self.block = 1
+                continue
+            start = part.stop
+        return out
+
+
+class KeptOutputs:
+    """The outputs of a module with their graph: products with the Gauss–Newton matrix.
+
+    ``J v`` is the derivative by u of ``Jᵀ u``, which is linear in u; then the loss's own curvature
+    at the outputs, and ``Jᵀ``: about three gradients.
+
+    Args:
+        outputs: What the loss is a function of, of any shape.
+        loss: Maps such a tensor to a scalar.
+        parameters: Leaves that the outputs depend on.
+    """
+
+    def __init__(
+        self, outputs: Tensor, loss: Callable[[Tensor], Tensor], parameters: Sequence[Tensor]
+    ) -> None:
+        self.parameters = list(parameters)
+        self.outputs = outputs
+        self.leaf = outputs.detach().requires_grad_()
+        value = loss(self.leaf)
+        self.slope = torch.zeros_like(outputs).detach()
+        if value.requires_grad:
+            (self.slope,) = torch.autograd.grad(
+                value, self.leaf, create_graph=True, materialize_grads=True
+            )
+        self.used = outputs.requires_grad
+        if self.used:
+            self.cotangent = torch.zeros_like(outputs).requires_grad_()
+            pulled = torch.autograd.grad(
+                outputs,
+                self.parameters,
+                self.cotangent,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+            self.transposed = torch.cat([part.reshape(-1) for part in pulled])
+
+    def products(self, rows: Tensor) -> Tensor:
+        """Return ``V G`` [k, n] for the rows of ``V`` [k, n]."""
+        if not (self.used and self.slope.requires_grad):
+            return torch.zeros_like(rows)
+        return torch.stack([self._product(row) for row in rows])
+
+    def _product(self, row: Tensor) -> Tensor:
+        (moved,) = torch.autograd.grad(
+            self.transposed, self.cotangent, row, retain_graph=True, materialize_grads=True
+        )
+        (curved,) = torch.autograd.grad(
+            self.slope, self.leaf, moved, retain_graph=True, materialize_grads=True
+        )
+        return _pulled_once(self.outputs, self.parameters, curved)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -26,56 +126,68 @@ def hessian_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
     symmetrized: rounding leaves the two triangles apart by some 1e-16 of their size.
     """
     parameters = trainable(model)
-    saved = _SavedBytes()
-    with torch.enable_grad(), saved.hooks():
+    with torch.enable_grad():
+        block = _block(model, loss, signal, parameters)
         value = loss(model(signal.coords), signal.values)
-        gradients = torch.autograd.grad(
-            value, parameters, create_graph=True, allow_unused=True, materialize_grads=True
+        kept = KeptGradient(value, parameters, block=block)
+    return _rows(kept, kept.gradient)
+
+
+def _block(model: nn.Module, loss: Loss, signal: Signal, parameters: Sequence[nn.Parameter]) -> int:
+    """Return how many rows to pull back at once, from what the graph of a few points keeps."""
+    few = min(SAMPLE, signal.num_points)
+    try:
+        with saved_bytes() as saved:
+            KeptGradient(loss(model(signal.coords[:few]), signal.values[:few]), parameters)
+    except (RuntimeError, ValueError, IndexError):
+        # A loss may be one of all these points, and of no others.
+        return BLOCK_RANGE[0]
+    return block_size(saved.total * signal.num_points // few)
+
+
+def ggn_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
+    """Return the Gauss–Newton matrix [n, n] of any module, by ``n`` products; symmetrized."""
+    parameters = trainable(model)
+    with torch.enable_grad():
+        kept = KeptOutputs(
+            model(signal.coords), lambda outputs: loss(outputs, signal.values), parameters
         )
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
-    size = len(gradient)
-    hessian = gradient.new_zeros(size, size)
-    if not gradient.requires_grad:
-        return hessian
-    step = _block_size(saved.total)
-    start = 0
-    while start < size:
-        rows = slice(start, min(start + step, size))
-        try:
-            _pull_back(gradient, parameters, rows, hessian[rows])
-        except RuntimeError:
-            # Not every operation can be batched; one row at a time always works.
-            if step == 1:
-                raise
-            step = 1
-            continue
-        start = rows.stop
-    return symmetrize(hessian)
+    like = parameters[0].new_zeros(sum(value.numel() for value in parameters))
+    return _rows(kept, like)
 
 
-def _pull_back(
-    gradient: Tensor, parameters: Sequence[nn.Parameter], rows: slice, out: Tensor
-) -> None:
-    """Write some rows of the Hessian."""
-    units = torch.zeros_like(out)
-    units[:, rows] = torch.eye(len(out), dtype=out.dtype, device=out.device)
-    batched = len(out) > 1
+def _rows(kept: KeptGradient | KeptOutputs, like: Tensor) -> Tensor:
+    """Return every row of a matrix [n, n], symmetrized; ``like`` is [n]."""
+    size = len(like)
+    matrix = like.new_zeros(size, size)
+    for start in range(0, size, BLOCK_RANGE[1]):
+        rows = slice(start, min(start + BLOCK_RANGE[1], size))
+        units = torch.zeros_like(matrix[rows])
+        units[:, rows].fill_diagonal_(1)
+        matrix[rows] = kept.products(units)
+    return symmetrize(matrix)
+
+
+def _pulled(value: Tensor, parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """Return rows [k, m] pulled back through ``value`` [m], [k, n]."""
+    if len(rows) == 1:
+        return _pulled_once(value, parameters, rows[0]).unsqueeze(0)
     pulled = torch.autograd.grad(
-        gradient,
-        parameters,
-        units if batched else units[0],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=not batched,
-        is_grads_batched=batched,
+        value, parameters, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
     )
     parts = [
-        torch.zeros(len(out), value.numel(), dtype=out.dtype, device=out.device)
-        if part is None
-        else part.reshape(len(out), -1)
-        for part, value in zip(pulled, parameters, strict=True)
+        rows.new_zeros(len(rows), leaf.numel()) if part is None else part.reshape(len(rows), -1)
+        for part, leaf in zip(pulled, parameters, strict=True)
     ]
-    out.copy_(torch.cat(parts, dim=1))
+    return torch.cat(parts, dim=1)
+
+
+def _pulled_once(value: Tensor, parameters: Sequence[Tensor], row: Tensor) -> Tensor:
+    """Return one row, in the shape of ``value``, pulled back to [n]."""
+    pulled = torch.autograd.grad(
+        value, parameters, row, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return torch.cat([part.reshape(-1) for part in pulled])
 
 
 def symmetrize(matrix: Tensor, *, tile: int = 1024) -> Tensor:
@@ -89,21 +201,36 @@ def symmetrize(matrix: Tensor, *, tile: int = 1024) -> Tensor:
     return matrix
 
 
-def _block_size(saved_bytes: int) -> int:
+def block_size(num_bytes: int) -> int:
+    """Return how many rows may be pulled back at once through a graph that keeps so many bytes."""
     least, most = BLOCK_RANGE
-    return max(least, min(most, BLOCK_BYTES // max(1, saved_bytes)))
+    return max(least, min(most, BLOCK_BYTES // max(1, num_bytes)))
 
 
-class _SavedBytes:
-    """Counts the bytes that a graph keeps while it is built."""
+@contextmanager
+def saved_bytes() -> Iterator["Saved"]:
+    """Count the bytes that a graph built inside keeps.
+
+    For graphs to be thrown away: with such hooks autograd does not notice that something it keeps
+    was overwritten.
+    """
+    saved = Saved()
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        yield saved
+
+
+class Saved:
+    """A running count of saved tensors' bytes; what several operations keep counts once."""
 
     def __init__(self) -> None:
         self.total = 0
+        self._seen: set[tuple[int, int]] = set()
 
-    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
-        """Return the context in which tensors are counted."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        self.total += tensor.numel() * tensor.element_size()
-        return tensor
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count one saved tensor."""
+        key = tensor.data_ptr(), tensor.numel()
+        if key not in self._seen:
+            self._seen.add(key)
+            self.total += tensor.numel() * tensor.element_size()
+        # The tensor itself may be the output of the very node that keeps it: a cycle.
+        return tensor.detach()

@@ -1,0 +1,159 @@
+"""Curvature matrices of a network's mean loss, known by their products with vectors."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from hessian_lab.losses import Loss
+from hessian_lab.probe.checks import (
+    check_model,
+    check_symmetry,
+    check_twice,
+    count_points,
+    why_no_mean,
+)
+from hessian_lab.probe.data import Data, Points
+from hessian_lab.probe.kept_graph import trainable
+from hessian_lab.probe.linearize import Linearizer
+from hessian_lab.probe.linearized import Matrix
+from hessian_lab.probe.operators import SymmetricOperator
+from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.storage import chosen_chunk
+
+# Columns of a block product that are worked on at once.
+BLOCK_COLUMNS = 16
+
+
+class _CurvatureOperator(SymmetricOperator):
+    """What ``HessianOperator`` and ``GGNOperator`` have in common: everything but the matrix.
+
+    Attributes:
+        layout: Where each parameter stands in a vector, by name.
+        num_points: The points of the mean.
+        chunk_size: The most points linearized at a time; None if all of them are kept.
+    """
+
+    matrix: Matrix
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Data,
+        *,
+        parameters: str | Sequence[str] | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
+        check: bool = True,
+    ) -> None:
+        check_model(model, loss)
+        first = trainable(model)[0]
+        names = selected_names(model, parameters)
+        self.layout = Layout(model, names)
+        super().__init__(self.layout.size, first.dtype, first.device)
+        points = Points(data, chunk_size=None if chunk_size == "auto" else chunk_size)
+        with full_precision(), torch.inference_mode(False):
+            linearizer = Linearizer(model, loss, names, matrix=self.matrix)
+            self.num_points = count_points(points)
+            self.chunk_size = chosen_chunk(linearizer, points, self.num_points, chunk_size)
+            self._linearizer = linearizer
+            self._points = points.in_chunks(self.chunk_size)
+            problem = None
+            if check:
+                check_twice(linearizer, self._points, self.num_points)
+                problem = why_no_mean(linearizer, self._points, self.num_points)
+            keep = self.chunk_size is None
+            self._kept = list(linearizer.each(self._points, self.num_points)) if keep else None
+        if problem:
+            warnings.warn(
+                f"loss is no mean over points: {problem}. Batches are weighed as if it were, so "
+                "its curvature depends on how the data are cut. Use reduction='mean'.",
+                stacklevel=2,
+            )
+        if check and linearizer.field is None:
+            check_symmetry(self)
+
+    @torch.inference_mode(False)  # type: ignore[untyped-decorator]
+    def matmat(self, block: Tensor) -> Tensor:
+        """Return ``A V`` [n, k]."""
+        rows = block.T.contiguous()
+        parts = self._kept or self._linearizer.each(self._points, self.num_points)
+        total: Tensor | None = None
+        for part in parts:
+            products = torch.cat([part.products(some) for some in rows.split(BLOCK_COLUMNS)])
+            if self._kept is not None and len(self._kept) == 1:
+                return products.T
+            # Many batches of a float32 model add up in double precision.
+            total = products.double() if total is None else total.add_(products)
+        assert total is not None
+        return total.to(self.dtype).T
+
+
+class HessianOperator(_CurvatureOperator):
+    """The Hessian of a mean loss over points, at the model's present parameters.
+
+    With ``P`` points and parameters ``θ`` [n]::
+
+        H = ∇²_θ  1/P Σₚ ℓ(f_θ(xₚ), yₚ)
+
+    The gradient is linearized once, then a product with a vector costs about one gradient for a
+    ``CoordinateMLP`` (forward over reverse on stored activations, no transcendental function
+    again) and two for other modules (reverse over reverse on a kept graph); in blocks it is
+    cheaper. Parameters and buffers are copied: training the model afterwards does not move the
+    operator. Vectors are flat, in the order of ``model.named_parameters()``, without those that do
+    not require gradients. The precision is that of the parameters. Matrix products inside run
+    without TF32. Not for use by several threads at a time.
+
+    Args:
+        model: A module without randomness or batch statistics in its forward pass (``eval()``).
+        loss: Maps predictions and targets of a batch to their *mean* loss: ``mse``, ``bce``,
+            ``nn.MSELoss()``, ``F.mse_loss``, ``nn.HuberLoss()``, any twice differentiable callable.
+        data: A ``Signal`` (its own loss is not used), a pair (inputs, targets), or a re-iterable of
+            such pairs (a ``DataLoader``); batches are weighed by their points.
+        parameters: Names or patterns (``"layers.0.*"``) of the parameters to differentiate by; all
+            others are held fixed. By default all that require gradients.
+        chunk_size: By default all points are linearized once, and the result is kept. With a
+            number, that many points are linearized at a time, anew in every product: less memory,
+            three to four times the time. ``"auto"`` keeps all if it fits, else takes chunks that
+            do.
+        check: Evaluate the loss twice, and refuse one that changes; warn of a loss that is a sum;
+            for modules other than a ``CoordinateMLP`` also test the symmetry, by two products.
+
+    Raises:
+        TypeError: For data, dtypes or precisions that do not fit; float16 and bfloat16 are refused.
+        ValueError: If the model is in training mode where that matters, the loss is no scalar or
+            changes between two evaluations, or a pattern matches no parameter.
+        NonFiniteError: If the loss is not finite.
+        ResourceError: If what is kept does not fit, with the chunk size that would.
+
+    References:
+        Pearlmutter (1994), https://doi.org/10.1162/neco.1994.6.1.147.
+
+    Examples:
+        >>> import torch
+        >>> from hessian_lab import HessianOperator, Signal, make_field, mse
+        >>> coords = torch.linspace(-1, 1, 100, dtype=torch.float64).unsqueeze(1)
+        >>> field = make_field("sine", 1, 1, width=8, depth=2)
+        >>> hessian = HessianOperator(field, mse, Signal(coords, torch.sin(4 * coords)))
+        >>> hessian.shape, (hessian @ torch.ones(97, dtype=torch.float64)).shape
+        ((97, 97), torch.Size([97]))
+    """
+
+    matrix = "hessian"
+
+
+class GGNOperator(_CurvatureOperator):
+    """The generalized Gauss–Newton matrix ``Jᵀ (∇²_f ℓ) J`` of a mean loss over points.
+
+    Positive semi-definite for a loss that is convex in the predictions. Arguments, errors and
+    promises are those of ``HessianOperator``; a product costs two thirds of the Hessian's for a
+    ``CoordinateMLP``, and about three gradients for other modules. Predictions must be a tensor.
+
+    References:
+        Schraudolph (2002), https://doi.org/10.1162/08997660260028683.
+    """
+
+    matrix = "ggn"
