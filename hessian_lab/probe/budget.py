@@ -1,0 +1,103 @@
+"""How many products an estimator spends: as many as asked for, or until its error is small."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Generic
+
+from hessian_lab.probe.estimate import Estimate, Value
+from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.operators import Multiplies
+from hessian_lab.probe.sketch import Probing
+from hessian_lab.probe.vectors import Distribution
+
+# Tables of one row per entry and one column per product that a sketch holds at its peak.
+SKETCH_TABLES = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all estimators are asked for; see ``trace``."""
+
+    method: str
+    num_products: int
+    distribution: Distribution
+    rtol: float | None
+    max_products: int
+    seed: int
+
+
+class Estimator(ABC, Generic[Value]):
+    """An estimate that grows with its products.
+
+    Attributes:
+        least_products: The fewest products that tell an error.
+        keeps_vectors: Whether it keeps the vectors, rather than a few at a time.
+    """
+
+    least_products: ClassVar[int]
+    keeps_vectors: ClassVar[bool]
+
+    def __init__(self, probing: Probing) -> None:
+        self.probing = probing
+
+    @abstractmethod
+    def estimate(self, num_products: int) -> Estimate[Value]:
+        """Return the estimate from ``num_products`` products in all."""
+
+
+def estimate(
+    operator: Multiplies,
+    budget: Budget,
+    kinds: Mapping[str, type[Estimator[Value]]],
+    exact: Callable[[Probing], Estimate[Value]],
+) -> Estimate[Value]:
+    """Return the estimate of the chosen kind within the budget, or the exact value if in reach.
+
+    Raises:
+        ValueError: For options out of range.
+        ResourceError: If the vectors of a sketch do not fit in memory.
+    """
+    if budget.method not in kinds:
+        raise ValueError(f"method must be one of {', '.join(kinds)}, got {budget.method!r}.")
+    kind = kinds[budget.method]
+    probing = Probing(operator, seed=budget.seed, distribution=budget.distribution)
+    _check(budget, kind.least_products, probing.size)
+    if budget.num_products >= probing.size:
+        return exact(probing)
+    if kind.keeps_vectors:
+        require_bytes(
+            8 * SKETCH_TABLES * probing.size * budget.num_products,
+            f"The vectors of {budget.method} at size {probing.size}",
+            device=probing.operator.device,
+            cure="Ask for fewer products, or for method='hutchinson', which keeps none.",
+        )
+    estimator, num_products = kind(probing), budget.num_products
+    result = estimator.estimate(num_products)
+    while _goes_on(result, budget) and num_products < budget.max_products:
+        num_products = min(2 * num_products, budget.max_products)
+        if probing.size <= min(num_products, budget.max_products - probing.num_products):
+            return exact(probing)
+        result = estimator.estimate(num_products)
+    return result
+
+
+def _goes_on(result: Estimate[Value], budget: Budget) -> bool:
+    return budget.rtol is not None and result.relative_error > budget.rtol
+
+
+def _check(budget: Budget, least: int, size: int) -> None:
+    if budget.num_products < min(least, size):
+        raise ValueError(
+            f"num_products must be at least {least} for {budget.method} to know its error, "
+            f"got {budget.num_products}."
+        )
+    if budget.rtol is None:
+        return
+    if not budget.rtol > 0:
+        raise ValueError(f"rtol must be positive, got {budget.rtol}.")
+    if budget.max_products < budget.num_products:
+        raise ValueError(
+            f"max_products must be at least num_products = {budget.num_products}, "
+            f"got {budget.max_products}."
+        )
