@@ -24,12 +24,26 @@ from hessian_lab.training.trajectory import read_trajectory
 FORMAT_VERSION = 1
 RECORD, RESUME, METRICS, SIGNAL = "run.json", "resume.pt", "metrics.csv", "signal.npz"
 # What measurements leave beside a trajectory.
-RESULTS = (
-    "eigenvalues.npy",
-    "spectrum.csv",
-    "eigs.json",
-    "figures/eigenvalues.png",
-    "figures/eigenvalues.pdf",
+# What may be measured of a run: method, matrix and layers are told by the name.
+KINDS = tuple(
+    f"{method}{matrix}{layers}"
+    for method in ("", "-lanczos", "-slq")
+    for matrix in ("", "-ggn")
+    for layers in ("", "-layers")
+)
+RESULTS = tuple(
+    f"{name}{kind}{ending}"
+    for kind in KINDS
+    for name, ending in (
+        ("eigenvalues", ".npy"),
+        ("spectrum", ".csv"),
+        ("eigs", ".json"),
+        ("trace", ".json"),
+        ("figures/eigenvalues", ".png"),
+        ("figures/eigenvalues", ".pdf"),
+        ("figures/density", ".png"),
+        ("figures/density", ".pdf"),
+    )
 )
 REQUIRED = (
     "id",

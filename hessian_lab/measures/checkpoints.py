@@ -1,0 +1,137 @@
+"""Going through the checkpoints of a run, and continuing where a killed measurement stopped."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from hessian_lab.measures.record import Throttle
+from hessian_lab.signal import Signal
+from hessian_lab.training.files import locked
+from hessian_lab.training.run import Run
+
+# The loss at a checkpoint, computed again, agrees to this many roundings with the one recorded.
+LOSS_ROUNDINGS = 1e4
+
+
+class AtStep(Protocol):
+    """The result at one checkpoint."""
+
+    @property
+    def step(self) -> int:
+        """The optimizer step."""
+
+
+Result = TypeVar("Result", bound=AtStep)
+
+
+class Store(Protocol[Result]):
+    """Where results are kept while a measurement goes on."""
+
+    def known(self) -> list[Result]:
+        """Return the results of an earlier measurement of this very kind."""
+
+    def save(self, results: list[Result]) -> None:
+        """Write all results, those at earlier steps first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """One iterate of a run, in the precision of its training.
+
+    Attributes:
+        step: The optimizer step.
+        loss: The loss of the whole signal there, as recorded in training.
+        psnr: Likewise, in dB; NaN where it is not defined.
+        loss_error: The difference between the loss recorded and computed again, relative to the
+            loss, or to what rounding of values of the signal's size makes of it where that is more.
+        model: The network.
+        signal: What it was fitted to.
+    """
+
+    step: int
+    loss: float
+    psnr: float
+    loss_error: float
+    model: nn.Module
+    signal: Signal
+
+
+def checkpoint(run: Run, signal: Signal, step: int) -> Checkpoint:
+    """Return one checkpoint, its loss computed again."""
+    row = dict(run.metrics.set_index("step").loc[step])
+    model, loss = run.model(step), float(row["loss"])
+    with torch.no_grad():
+        again = float(run.loss(model(signal.coords), signal.values))
+    error = abs(again - loss) / _loss_scale(loss, signal)
+    return Checkpoint(step, loss, float(row["psnr"]), error, model, signal)
+
+
+def along(
+    run: Run,
+    measure: Callable[[Checkpoint], Result],
+    *,
+    every: int,
+    store: Store[Result],
+    watch: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """Measure every ``every``-th checkpoint and the last, and keep the results on disk meanwhile.
+
+    What the store knows is not measured again, and stays in it.
+
+    Raises:
+        UsageError: If another process is writing the run.
+    """
+    chosen = selected(run.steps, every)
+    signal = run.signal()
+    throttle = Throttle()
+    with locked(run.path):
+        known = {one.step: one for one in store.known()}
+
+        def save() -> None:
+            store.save([known[step] for step in sorted(known)])
+
+        for step in chosen:
+            if step not in known:
+                known[step] = measure(checkpoint(run, signal, step))
+                if throttle.due:
+                    throttle.run(save)
+            if watch is not None:
+                watch(known[step])
+        save()
+    return [known[step] for step in chosen]
+
+
+def selected(steps: list[int], every: int) -> list[int]:
+    """Return every ``every``-th checkpoint, and the last."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}.")
+    chosen = steps[::every]
+    return chosen if chosen[-1] == steps[-1] else [*chosen, steps[-1]]
+
+
+def loss_failure(run: Run, step: int, error: float) -> str | None:
+    """Return what is wrong if the loss at a checkpoint is not the one recorded."""
+    eps = torch.finfo(getattr(torch, run.setup.dtype)).eps
+    if error <= LOSS_ROUNDINGS * eps:
+        return None
+    return (
+        f"step {step}: the loss computed again differs by {error:.1e}; "
+        "the model or the loss is not deterministic"
+    )
+
+
+def nan_if_none(value: float | None) -> float:
+    """Return a number that JSON could not hold."""
+    return math.nan if value is None else value
+
+
+def _loss_scale(loss: float, signal: Signal) -> float:
+    """Return what a difference of losses is measured by: residuals are as exact as values are."""
+    rms = float(signal.values.square().mean().sqrt())
+    eps = torch.finfo(torch.float64).eps
+    tiny = torch.finfo(torch.float64).tiny
+    return float(max(abs(loss), abs(loss) ** 0.5 * rms, eps * rms**2, tiny))
