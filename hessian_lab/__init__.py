@@ -16,6 +16,29 @@ _HOMES = {
     "dense_hessian": "hessian_lab.probe.hessian",
     "hessian_terms": "hessian_lab.probe.hessian",
     "HessianTerms": "hessian_lab.probe.hessian",
+    "dense_ggn": "hessian_lab.probe.hessian",
+    "exact_diagonal": "hessian_lab.probe.closed_diagonal",
+    "exact_row_norms": "hessian_lab.probe.closed_rows",
+    "SymmetricOperator": "hessian_lab.probe.operators",
+    "MatrixOperator": "hessian_lab.probe.operators",
+    "ScaledOperator": "hessian_lab.probe.operators",
+    "HessianOperator": "hessian_lab.probe.curvature",
+    "GGNOperator": "hessian_lab.probe.curvature",
+    "layer_blocks": "hessian_lab.probe.layers",
+    "extreme_eigenpairs": "hessian_lab.probe.eigenpairs",
+    "Eigenpairs": "hessian_lab.probe.eigenpairs",
+    "spectral_measure": "hessian_lab.probe.density",
+    "SpectralMeasure": "hessian_lab.probe.measure",
+    "trace": "hessian_lab.probe.trace",
+    "diagonal": "hessian_lab.probe.diagonal",
+    "row_norms": "hessian_lab.probe.norms",
+    "frobenius_norm": "hessian_lab.probe.norms",
+    "equilibration": "hessian_lab.probe.scaling",
+    "jacobi": "hessian_lab.probe.scaling",
+    "condition_number": "hessian_lab.probe.conditioning",
+    "ConditionNumber": "hessian_lab.probe.conditioning",
+    "Estimate": "hessian_lab.probe.estimate",
+    "plot_density": "hessian_lab.plots.density",
     "spectrum": "hessian_lab.probe.spectrum",
     "Spectrum": "hessian_lab.probe.spectrum",
     "Setup": "hessian_lab.training.setup",
@@ -26,30 +49,68 @@ _HOMES = {
 }
 
 __all__ = [
+    "ConditionNumber",
     "CoordinateMLP",
+    "Eigenpairs",
+    "Estimate",
+    "GGNOperator",
+    "HessianOperator",
     "HessianTerms",
+    "MatrixOperator",
     "Run",
+    "ScaledOperator",
     "Setup",
     "Signal",
+    "SpectralMeasure",
     "Spectrum",
+    "SymmetricOperator",
     "bce",
+    "condition_number",
+    "dense_ggn",
     "dense_hessian",
+    "diagonal",
+    "equilibration",
+    "exact_diagonal",
+    "exact_row_norms",
+    "extreme_eigenpairs",
+    "frobenius_norm",
     "hessian_terms",
+    "jacobi",
+    "layer_blocks",
     "load_run",
     "load_signal",
     "make_field",
     "mse",
+    "plot_density",
     "plot_spectrum",
+    "row_norms",
+    "spectral_measure",
     "spectrum",
+    "trace",
     "train",
 ]
 
 if TYPE_CHECKING:
     from hessian_lab.fields.mlp import CoordinateMLP, make_field
     from hessian_lab.losses import bce, mse
+    from hessian_lab.plots.density import plot_density
     from hessian_lab.plots.eigenvalues import plot_spectrum
-    from hessian_lab.probe.hessian import HessianTerms, dense_hessian, hessian_terms
+    from hessian_lab.probe.closed_diagonal import exact_diagonal
+    from hessian_lab.probe.closed_rows import exact_row_norms
+    from hessian_lab.probe.conditioning import ConditionNumber, condition_number
+    from hessian_lab.probe.curvature import GGNOperator, HessianOperator
+    from hessian_lab.probe.density import spectral_measure
+    from hessian_lab.probe.diagonal import diagonal
+    from hessian_lab.probe.eigenpairs import Eigenpairs, extreme_eigenpairs
+    from hessian_lab.probe.estimate import Estimate
+    from hessian_lab.probe.hessian import HessianTerms, dense_ggn, dense_hessian, hessian_terms
+    from hessian_lab.probe.layers import layer_blocks
+    from hessian_lab.probe.measure import SpectralMeasure
+    from hessian_lab.probe.norms import frobenius_norm, row_norms
+    from hessian_lab.probe.operators import MatrixOperator, ScaledOperator, SymmetricOperator
+    from hessian_lab.probe.scaling import equilibration, jacobi
     from hessian_lab.probe.spectrum import Spectrum, spectrum
+    from hessian_lab.probe.trace import trace
     from hessian_lab.signal import Signal
     from hessian_lab.signals import load_signal
     from hessian_lab.training.loop import train

@@ -10,9 +10,31 @@ PACKAGE = ROOT / "hessian_lab"
 
 # room -> the rooms that it may import; a module of a room may import its own room.
 BASE = {"names", "errors"}
-NUMERICS = {"probe.spectrum", "probe.memory"}
 FIELDS = {"fields", "losses", "signal"}
-CURVATURE = {"probe.hessian", "probe.closed_form", "probe.kept_graph"}
+# From a network to an operator; all other modules of the probe know v -> A v alone.
+CURVATURE = {
+    f"probe.{name}"
+    for name in (
+        "checks",
+        "closed_diagonal",
+        "closed_form",
+        "closed_kernel",
+        "closed_rows",
+        "closed_slabs",
+        "curvature",
+        "data",
+        "hessian",
+        "kept_graph",
+        "layers",
+        "linearize",
+        "linearized",
+        "parameters",
+        "storage",
+    )
+}
+NUMERICS = {
+    f"probe.{path.stem}" for path in (PACKAGE / "probe").glob("*.py") if path.stem != "__init__"
+} - CURVATURE
 FLOOR_0 = BASE | NUMERICS | FIELDS
 TRAINING = FLOOR_0 | CURVATURE | {"signals", "optim"}
 ALLOWED = {
@@ -22,11 +44,8 @@ ALLOWED = {
     "signal": {"losses"},
     "fields": BASE,
     "probe": set(),
-    "probe.memory": BASE,
-    "probe.spectrum": BASE | NUMERICS,
-    "probe.closed_form": FLOOR_0 | CURVATURE,
-    "probe.kept_graph": FLOOR_0 | CURVATURE,
-    "probe.hessian": FLOOR_0 | CURVATURE,
+    **{module: BASE | NUMERICS for module in NUMERICS},
+    **{module: FLOOR_0 | CURVATURE for module in CURVATURE},
     "signals": BASE | FIELDS | {"probe.memory"},
     "optim": BASE,
     "training": TRAINING,

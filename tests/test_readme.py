@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hessian_lab.cli import COMMANDS
+from hessian_lab.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -34,15 +35,25 @@ def test_main_job_of_the_first_command(tmp_path):
     assert {path.name for path in figures.iterdir()} == {"eigenvalues.png", "eigenvalues.pdf"}
 
 
-def test_python_block_runs(tmp_path, monkeypatch):
+def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
-    exec(code, {})
+    own, large = blocks("python")
+    exec(own, {})
     assert (tmp_path / "eigenvalues.png").stat().st_size > 10_000
+    exec(large, {})
+    assert capsys.readouterr().out.count("≥") >= 2
+
+
+def test_further_commands_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line in blocks("sh")[2].splitlines():
+        # The same command, on a signal and a training that a test has time for.
+        assert main([*shlex.split(line)[1:], "--size", "8", "--steps", "50", "--quiet"]) == 0
+    assert "not told apart" in capsys.readouterr().out
 
 
 def test_commands_install_with_the_constraints_and_their_extra():
-    install, test = blocks("sh")
+    install, test, _ = blocks("sh")
     assert "pip install -c constraints.txt -e ." in install
     assert "pip install -c constraints.txt -e '.[test]'" in test
     assert "functorch" not in (ROOT / "pyproject.toml").read_text()

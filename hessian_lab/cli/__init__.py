@@ -4,6 +4,7 @@
 COMMANDS = {
     "train": "hessian_lab.cli.train",
     "eigs": "hessian_lab.cli.eigs",
+    "trace": "hessian_lab.cli.trace",
     "list": "hessian_lab.cli.list",
     "info": "hessian_lab.cli.info",
 }

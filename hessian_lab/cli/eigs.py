@@ -4,108 +4,223 @@ import argparse
 import json
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hessian_lab.cli.flags import FLAGS, add_output, add_setup, given_setup
-from hessian_lab.cli.parser import Parser, number
+from hessian_lab.cli.parser import Parser, number, one_of
+from hessian_lab.cli.source import add_source, check_every, source_model, source_run
 from hessian_lab.errors import UsageError
-from hessian_lab.training.setup import Setup
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hessian_lab.measures.eigenvalues import Eigenvalues
+    from hessian_lab.measures.estimates import Estimates
     from hessian_lab.training.run import Run
 
-HELP = "all eigenvalues of the Hessian along a training"
+HELP = "the eigenvalues of the Hessian along a training"
 EPILOG = """\
 Trains first, unless --run names a trajectory or the same training is in --out already.
 
   hessian-lab eigs --act relu_pe
   hessian-lab eigs --run runs/relu_pe-1a2b3c4d --every 10 --json
+  hessian-lab eigs --act sine --width 256 --steps 200 --every 50 --dry-run
+
+Methods: dense is exact, all eigenvalues in float64. lanczos gives the extreme ones with their
+residuals, slq those and the density with its confidence band, both from products in the precision
+of the training. auto is dense up to 20,000 parameters if it fits, and slq beyond.
 
 Exit status: 0 done, 1 failed, 2 bad usage, 3 written but a check failed, 4 input missing or wrong,
 130 interrupted (the same command continues).
 """
+METHODS = ("auto", "dense", "lanczos", "slq")
+# Flags of the stochastic methods, by the methods that they mean something to.
+DEFAULTS = {"num": 5, "probes": 10, "lanczos_steps": 80, "probe_seed": 0}
+MEANS = {
+    "num": ("lanczos", "slq"),
+    "probes": ("slq",),
+    "lanczos_steps": ("slq",),
+    "probe_seed": ("lanczos", "slq"),
+}
 
 logger = logging.getLogger(__name__)
 
 
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
-    parser.add_argument(
-        "--run", metavar="DIR", help="measure this trajectory (on --device); do not train"
+    group = parser.add_argument_group("how to measure")
+    group.add_argument(
+        "--method",
+        type=one_of(METHODS),
+        default="auto",
+        metavar="NAME",
+        help=f"{', '.join(METHODS)} (default auto: by size)",
     )
-    parser.add_argument(
-        "--every", type=number(int), default=1, metavar="K", help="measure every K-th checkpoint"
+    for name, text in (
+        ("num", "extreme eigenvalues from each end, lanczos and slq"),
+        ("probes", "random vectors of slq"),
+        ("lanczos_steps", "Lanczos steps of each"),
+        ("probe_seed", "seed of the random vectors"),
+    ):
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=number(int),
+            default=argparse.SUPPRESS,
+            metavar="N",
+            help=f"{text} (default {DEFAULTS[name]})",
+        )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, bytes and predicted time, and do nothing",
     )
-    add_setup(parser)
-    add_output(parser)
+    add_source(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train unless told otherwise, measure, draw, and print."""
-    if args.every < 1:
-        raise UsageError(f"every must be at least 1, got {args.every}.")
+    check_every(args)
+    _check_numbers(args)
+    if args.dry_run:
+        return _tell_plan(args)
+    from hessian_lab.measures.planning import chosen_method, require_dense
+
+    def require(model: "nn.Module", num_points: int) -> None:
+        if chosen_method(args.method, model, num_points)[0] == "dense":
+            require_dense(model, num_points)
+
+    source = source_run(args, require)
+    model = source.model(source.steps[0])
+    method, reason = chosen_method(args.method, model, source.signal().num_points)
+    _warn_of_unused(args, method)
+    logger.info("method %s: %s", method, reason)
+    return (
+        _dense(args, source, reason)
+        if method == "dense"
+        else _stochastic(args, source, method, reason)
+    )
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name in MEANS:
+        lowest = 0 if name == "probe_seed" else 1
+        value = getattr(args, name, DEFAULTS[name])
+        if value < lowest:
+            flag = name.replace("_", "-")
+            raise UsageError(f"{flag} must be at least {lowest}, got {value}.")
+    if getattr(args, "probes", 2) < 2:
+        raise UsageError(f"probes must be at least 2 for an error bar, got {args.probes}.")
+
+
+def _warn_of_unused(args: argparse.Namespace, method: str) -> None:
+    for name, methods in MEANS.items():
+        if hasattr(args, name) and method not in methods:
+            logger.warning("--%s has no effect on method %s", name.replace("_", "-"), method)
+
+
+def _number(args: argparse.Namespace, name: str) -> int:
+    return int(getattr(args, name, DEFAULTS[name]))
+
+
+def _tell_plan(args: argparse.Namespace) -> int:
+    from hessian_lab.measures.checkpoints import selected
+    from hessian_lab.measures.planning import plan, training_seconds
+
+    model, signal, steps, trains = source_model(args)
+    chosen = plan(
+        model,
+        signal,
+        method=args.method,
+        num_checkpoints=len(selected(steps, args.every)),
+        matrix=args.matrix,
+        num=_number(args, "num"),
+        num_probes=_number(args, "probes"),
+        num_steps=_number(args, "lanczos_steps"),
+    )
+    seconds = training_seconds(model, signal, steps) if trains else 0.0
+    if args.json:
+        print(
+            json.dumps(
+                {
+                    "command": "eigs",
+                    "dry_run": True,
+                    **chosen.to_json(),
+                    "training_seconds": seconds,
+                }
+            )
+        )
+    else:
+        from hessian_lab.measures.planning import duration
+
+        print(chosen)
+        print(f"training    about {duration(seconds)}" if trains else "training    done already")
+    return 0
+
+
+def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
     from hessian_lab.cli.output import eigs_table
     from hessian_lab.cli.progress import Progress
-    from hessian_lab.measures.eigenvalues import Measured, measure_eigenvalues, selected
-    from hessian_lab.training.files import finite
+    from hessian_lab.measures.checkpoints import selected
+    from hessian_lab.measures.eigenvalues import Measured, measure_eigenvalues
 
-    source = _source(args)
     progress = Progress("eigenvalues", len(selected(source.steps, args.every)), quiet=args.quiet)
 
     def watch(one: Measured) -> None:
         progress.advance(loss=one.loss, psnr=one.psnr, λmax=one.spectrum.lambda_max)
 
     try:
-        result = measure_eigenvalues(source, every=args.every, watch=watch)
+        result = measure_eigenvalues(
+            source, every=args.every, matrix=args.matrix, layers=args.layers, watch=watch
+        )
     finally:
         progress.close()
-    pictures = _draw(result)
+    pictures = _draw_dense(result)
+    return _finish(args, result, reason, lambda: eigs_table(result, pictures=pictures))
+
+
+def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: str) -> int:
+    from hessian_lab.cli.estimates import estimates_table
+    from hessian_lab.cli.progress import Progress
+    from hessian_lab.measures.checkpoints import selected
+    from hessian_lab.measures.estimates import Estimated, Settings, measure_estimates
+
+    progress = Progress(method, len(selected(source.steps, args.every)), quiet=args.quiet)
+
+    def watch(one: Estimated) -> None:
+        progress.advance(loss=one.loss, psnr=one.psnr, λmax=one.whole.lambda_max)
+
+    settings = Settings(
+        method=method,  # type: ignore[arg-type]
+        matrix=args.matrix,
+        layers=args.layers,
+        num=_number(args, "num"),
+        num_probes=_number(args, "probes"),
+        num_steps=_number(args, "lanczos_steps"),
+        seed=_number(args, "probe_seed"),
+    )
+    try:
+        result = measure_estimates(source, settings, every=args.every, watch=watch)
+    finally:
+        progress.close()
+    pictures = _draw_density(result)
+    return _finish(args, result, reason, lambda: estimates_table(result, pictures=pictures))
+
+
+def _finish(args: argparse.Namespace, result: Any, reason: str, table: Any) -> int:
+    from hessian_lab.training.files import finite
+
     if args.json:
-        print(json.dumps(finite(result.to_json()), ensure_ascii=False, allow_nan=False))
+        entries = finite(result.to_json() | {"reason": reason})
+        print(json.dumps(entries, ensure_ascii=False, allow_nan=False))
     else:
-        print(eigs_table(result, pictures=pictures))
+        print(table())
     for failure in result.failures:
         logger.error("check failed: %s", failure)
     return 3 if result.failures else 0
 
 
-def _source(args: argparse.Namespace) -> "Run":
-    """Return the run to measure: the one named, or the one trained now."""
-    given = given_setup(args)
-    if args.run is None:
-        from hessian_lab.cli.progress import trained
-        from hessian_lab.measures.eigenvalues import require_spectrum
-        from hessian_lab.training.prepare import prepare
-
-        ready = prepare(Setup(**given), out=args.out)
-        require_spectrum(ready.model, ready.signal.num_points)
-        return trained(args, given)
-    device = given.pop("device", None)
-    flags = [FLAGS[name] for name in given]
-    flags += [f"--{name}" for name in ("out", "overwrite") if getattr(args, name)]
-    if flags:
-        raise UsageError(
-            f"--run must stand without {', '.join(flags)}: the trajectory is there already. "
-            "Leave it out to train."
-        )
-    if not args.run:
-        raise UsageError("run must name a directory, got ''.")
-    from hessian_lab.training.run import load_run
-
-    source = load_run(args.run, device=device)
-    if not source.complete:
-        logger.warning(
-            "%s ends at step %d of %d: measuring what is there",
-            source.path,
-            source.steps[-1],
-            source.setup.steps,
-        )
-    return source
-
-
-def _draw(result: "Eigenvalues") -> list[str]:
+def _draw_dense(result: "Eigenvalues") -> list[str]:
     from hessian_lab.cli.output import headline
+    from hessian_lab.measures.record import suffix
     from hessian_lab.plots.eigenvalues import plot_spectrum
     from hessian_lab.plots.style import save
 
@@ -114,4 +229,22 @@ def _draw(result: "Eigenvalues") -> list[str]:
         return []
     steps = [one.step for one in shown]
     figure = plot_spectrum([one.spectrum for one in shown], steps=steps, title=headline(result.run))
-    return [str(path) for path in save(figure, result.run.path / "figures" / "eigenvalues")]
+    stem = result.run.path / "figures" / f"eigenvalues{suffix(matrix=result.matrix)}"
+    return [str(path) for path in save(figure, stem)]
+
+
+def _draw_density(result: "Estimates") -> list[str]:
+    from hessian_lab.cli.output import headline
+    from hessian_lab.measures.record import suffix
+    from hessian_lab.plots.density import plot_density
+    from hessian_lab.plots.style import save
+
+    settings, measured = result.settings, result.measured
+    figure = plot_density(
+        [one.whole.density for one in measured if one.whole.density is not None],
+        extremes=[(one.whole.lambda_min, one.whole.lambda_max) for one in measured],
+        steps=[one.step for one in measured],
+        title=headline(result.run),
+    )
+    stem = f"density{suffix(method=settings.method, matrix=settings.matrix)}"
+    return [str(path) for path in save(figure, result.run.path / "figures" / stem)]

@@ -22,6 +22,7 @@ SHORT_HELP = """\
 hessian-lab: a microscope for the loss landscape of neural fields.
 
   hessian-lab eigs --act relu_pe     all Hessian eigenvalues along a training
+  hessian-lab trace --act sine       its trace, with the error
   hessian-lab train --act sine       train, and keep the trajectory
   hessian-lab list acts              what there is: acts, signals, optimizers
   hessian-lab info                   versions and machine, to paste into an issue

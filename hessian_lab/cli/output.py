@@ -11,6 +11,7 @@ from hessian_lab.probe.spectrum import Spectrum, pooled
 from hessian_lab.training.files import finite
 from hessian_lab.training.run import COLUMNS, Run
 
+NAMES = {"hessian": "the Hessian", "ggn": "the Gauss–Newton matrix"}
 BAR_WIDTH = 40
 # Decades of the text histogram, counted down from max|λ|.
 NUM_DECADES = 14
@@ -38,7 +39,7 @@ def train_table(run: Run) -> str:
     for place in first_middle_last(len(run.steps)):
         row = run.metrics.iloc[place]
         lines.append(
-            f"{int(row['step']):8d} {row['loss']:11.4e} {_decibels(row['psnr']):>9} "
+            f"{int(row['step']):8d} {row['loss']:11.4e} {decibels(row['psnr']):>9} "
             f"{row['grad_norm']:10.3e} {row['wall_s']:8.2f}"
         )
     return "\n".join([*lines, "", f"{len(run.steps)} checkpoints in {run.path}"])
@@ -52,7 +53,8 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         return f"{headline(run)}\n\nno Hessian is finite"
     lines = [
         headline(run),
-        f"all eigenvalues of the Hessian at {len(spectra)} checkpoints, exact (dense, float64)",
+        f"all eigenvalues of {NAMES[result.matrix]} at {len(spectra)} checkpoints, "
+        "exact (dense, float64)",
         "",
         f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} "
         f"{'struct.':>7} {'neg.':>6} {'min|λ|':>7} {'κ':>9}",
@@ -74,10 +76,31 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         "",
         *histogram(resolved),
         "",
+        *_layer_lines(result.measured[-1]),
         f"results in {run.path}",
         *pictures,
     ]
     return "\n".join(lines)
+
+
+def _layer_lines(last: Measured) -> list[str]:
+    if not last.layers:
+        return []
+    width = max(len(name) for name in last.layers)
+    lines = [
+        f"layers at step {last.step}:",
+        f"{'':>{width}} {'n':>6} {'λmin':>8} {'λmax':>7} {'zero':>6} {'struct.':>7} {'neg.':>6} "
+        f"{'κ':>9}",
+    ]
+    for name, one in last.layers.items():
+        size = len(one.values)
+        bound = "" if one.condition_number_resolved else "≥ "
+        lines.append(
+            f"{name:>{width}} {size:6d} {one.lambda_min:8.1e} {one.lambda_max:7.1e} "
+            f"{one.numerical_zeros / size:6.1%} {one.structural_zeros / size:7.1%} "
+            f"{one.negative / size:6.1%} {f'{bound}{one.condition_number:.1e}':>9}"
+        )
+    return [*lines, ""]
 
 
 def headline(run: Run) -> str:
@@ -135,12 +158,13 @@ def _row(one: Measured) -> str:
     smallest = f"{spectrum.smallest_magnitude:.1e}" if spectrum.smallest_magnitude else "0"
     kappa = f"{bound}{spectrum.condition_number:.1e}"
     return (
-        f"{one.step:5d} {one.loss:8.2e} {_decibels(one.psnr):>7} {spectrum.lambda_min:8.1e} "
+        f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7} {spectrum.lambda_min:8.1e} "
         f"{spectrum.lambda_max:7.1e} {spectrum.numerical_zeros / size:6.1%} "
         f"{spectrum.structural_zeros / size:7.1%} {spectrum.negative / size:6.1%} {smallest:>7} "
         f"{kappa:>9}"
     )
 
 
-def _decibels(value: float) -> str:
+def decibels(value: float) -> str:
+    """Return a PSNR for a table."""
     return "–" if math.isnan(value) else f"{value:.1f}"

@@ -152,7 +152,7 @@ def test_psnr_is_null_where_values_leave_the_unit_interval(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_a_zero_hessian_is_told_in_strict_json(run, monkeypatch):
     monkeypatch.setattr("hessian_lab.measures.eigenvalues.dense_hessian", zeros)
-    monkeypatch.setattr("hessian_lab.measures.eigenvalues._product", lambda *given: 0 * given[-1])
+    monkeypatch.setattr("hessian_lab.measures.eigenvalues._product_error", lambda *given: 0.0)
     answer = typed(run, "eigs", "--run", run, "--json")
 
     assert answer.status == 0, answer.err
@@ -166,7 +166,7 @@ def test_a_failed_check_exits_3_and_still_writes(run, monkeypatch):
     answer = typed(run, "eigs", "--run", run, "--json", "--quiet")
 
     assert answer.status == 3
-    assert "check failed: step 0: H v differs from double backward" in answer.err
+    assert "check failed: step 0: a product differs from double backward" in answer.err
     assert answer.json["num_parameters"] == 37
     assert (run / "eigenvalues.npy").exists()
 

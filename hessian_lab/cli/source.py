@@ -1,0 +1,108 @@
+"""The run that a command measures: one on disk, or one trained now."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hessian_lab.cli.flags import FLAGS, add_output, add_setup, given_setup
+from hessian_lab.cli.parser import Parser, number, one_of
+from hessian_lab.errors import UsageError
+from hessian_lab.training.setup import Setup
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hessian_lab.signal import Signal
+    from hessian_lab.training.run import Run
+
+MATRICES = ("hessian", "ggn")
+
+logger = logging.getLogger(__name__)
+
+
+def add_source(parser: Parser) -> None:
+    """Add the flags that say what is measured, and all of training."""
+    parser.add_argument(
+        "--run", metavar="DIR", help="measure this trajectory (on --device); do not train"
+    )
+    parser.add_argument(
+        "--every", type=number(int), default=1, metavar="K", help="measure every K-th checkpoint"
+    )
+    parser.add_argument(
+        "--matrix",
+        type=one_of(MATRICES),
+        default="hessian",
+        metavar="NAME",
+        help="hessian, or ggn for the Gauss–Newton matrix (default hessian)",
+    )
+    parser.add_argument(
+        "--layers", action="store_true", help="also measure the block of every layer"
+    )
+    add_setup(parser)
+    add_output(parser)
+
+
+def check_every(args: argparse.Namespace) -> None:
+    """Refuse a ``--every`` that makes no sense, before anything is imported."""
+    if args.every < 1:
+        raise UsageError(f"every must be at least 1, got {args.every}.")
+
+
+def source_run(
+    args: argparse.Namespace, require: Callable[["nn.Module", int], None] | None = None
+) -> "Run":
+    """Return the run to measure: the one named, or the one trained now.
+
+    Args:
+        args: The command line.
+        require: Told model and number of points before anything is trained, to refuse what cannot
+            be measured.
+    """
+    if args.run is not None:
+        return _named(args)
+    from hessian_lab.cli.progress import trained
+    from hessian_lab.training.prepare import prepare
+
+    given = given_setup(args)
+    if require is not None:
+        ready = prepare(Setup(**given), out=args.out)
+        require(ready.model, ready.signal.num_points)
+    return trained(args, given)
+
+
+def source_model(args: argparse.Namespace) -> tuple["nn.Module", "Signal", list[int], bool]:
+    """Return a model and signal as they would be measured, the steps, and whether to train."""
+    if args.run is not None:
+        run = _named(args)
+        return run.model(run.steps[0]), run.signal(), run.steps, False
+    from hessian_lab.training.prepare import prepare
+    from hessian_lab.training.run import checkpoint_steps
+
+    ready = prepare(Setup(**given_setup(args)), out=args.out)
+    return ready.model, ready.signal, checkpoint_steps(ready.setup), True
+
+
+def _named(args: argparse.Namespace) -> "Run":
+    given = given_setup(args)
+    device = given.pop("device", None)
+    flags = [FLAGS[name] for name in given]
+    flags += [f"--{name}" for name in ("out", "overwrite") if getattr(args, name)]
+    if flags:
+        raise UsageError(
+            f"--run must stand without {', '.join(flags)}: the trajectory is there already. "
+            "Leave it out to train."
+        )
+    if not args.run:
+        raise UsageError("run must name a directory, got ''.")
+    from hessian_lab.training.run import load_run
+
+    run = load_run(args.run, device=device)
+    if not run.complete:
+        logger.warning(
+            "%s ends at step %d of %d: measuring what is there",
+            run.path,
+            run.steps[-1],
+            run.setup.steps,
+        )
+    return run

@@ -1,0 +1,92 @@
+"""``hessian-lab trace``."""
+
+import argparse
+import json
+import logging
+
+from hessian_lab.cli.parser import Parser, number, one_of
+from hessian_lab.cli.source import add_source, check_every, source_run
+from hessian_lab.errors import UsageError
+
+HELP = "the trace of the Hessian along a training, with its error"
+EPILOG = """\
+Trains first, unless --run names a trajectory or the same training is in --out already.
+
+  hessian-lab trace --act gaussian --products 100
+  hessian-lab trace --run runs/relu_pe-1a2b3c4d --method exact --layers
+
+hutchinson, hutch++ and xtrace estimate it by products, with a 95 % interval; exact takes the closed
+form of a coordinate network.
+
+Exit status: 0 done, 1 failed, 2 bad usage, 3 written but a check failed, 4 input missing or wrong,
+130 interrupted (the same command continues).
+"""
+METHODS = ("hutchinson", "hutch++", "xtrace", "exact")
+
+logger = logging.getLogger(__name__)
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of this command."""
+    group = parser.add_argument_group("how to measure")
+    group.add_argument(
+        "--method",
+        type=one_of(METHODS),
+        default="hutchinson",
+        metavar="NAME",
+        help=f"{', '.join(METHODS)} (default hutchinson)",
+    )
+    group.add_argument(
+        "--products",
+        type=number(int),
+        default=30,
+        metavar="N",
+        help="Hessian–vector products per estimate (default 30)",
+    )
+    group.add_argument(
+        "--probe-seed",
+        type=number(int),
+        default=0,
+        metavar="N",
+        help="seed of the random vectors (default 0)",
+    )
+    add_source(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train unless told otherwise, measure, and print."""
+    check_every(args)
+    if args.products < 4:
+        raise UsageError(f"products must be at least 4 for an error bar, got {args.products}.")
+    if args.probe_seed < 0:
+        raise UsageError(f"probe-seed must be at least 0, got {args.probe_seed}.")
+    from hessian_lab.cli.estimates import trace_table
+    from hessian_lab.cli.progress import Progress
+    from hessian_lab.measures.checkpoints import selected
+    from hessian_lab.measures.traces import Settings, TraceAt, measure_traces
+    from hessian_lab.training.files import finite
+
+    source = source_run(args)
+    progress = Progress("trace", len(selected(source.steps, args.every)), quiet=args.quiet)
+
+    def watch(one: TraceAt) -> None:
+        progress.advance(loss=one.loss, psnr=one.psnr, trace=one.trace.mean)
+
+    settings = Settings(
+        matrix=args.matrix,
+        method=args.method,
+        num_products=args.products,
+        layers=args.layers,
+        seed=args.probe_seed,
+    )
+    try:
+        result = measure_traces(source, settings, every=args.every, watch=watch)
+    finally:
+        progress.close()
+    if args.json:
+        print(json.dumps(finite(result.to_json()), ensure_ascii=False, allow_nan=False))
+    else:
+        print(trace_table(result))
+    for failure in result.failures:
+        logger.error("check failed: %s", failure)
+    return 3 if result.failures else 0
