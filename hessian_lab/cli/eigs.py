@@ -219,7 +219,7 @@ def _finish(args: argparse.Namespace, result: Any, reason: str, table: Any) -> i
 
 
 def _draw_dense(result: "Eigenvalues") -> list[str]:
-    from hessian_lab.cli.output import headline
+    from hessian_lab.cli.output import figure_title
     from hessian_lab.measures.record import suffix
     from hessian_lab.plots.eigenvalues import plot_spectrum
     from hessian_lab.plots.style import save
@@ -228,23 +228,27 @@ def _draw_dense(result: "Eigenvalues") -> list[str]:
     if not shown:
         return []
     steps = [one.step for one in shown]
-    figure = plot_spectrum([one.spectrum for one in shown], steps=steps, title=headline(result.run))
+    title = figure_title(result.run, result.matrix)
+    figure = plot_spectrum([one.spectrum for one in shown], steps=steps, title=title)
     stem = result.run.path / "figures" / f"eigenvalues{suffix(matrix=result.matrix)}"
     return [str(path) for path in save(figure, stem)]
 
 
 def _draw_density(result: "Estimates") -> list[str]:
-    from hessian_lab.cli.output import headline
+    from hessian_lab.cli.output import figure_title
     from hessian_lab.measures.record import suffix
     from hessian_lab.plots.density import plot_density
     from hessian_lab.plots.style import save
 
-    settings, measured = result.settings, result.measured
+    settings = result.settings
+    measured = [one for one in result.measured if math.isfinite(one.whole.lambda_max)]
+    if not measured:
+        return []
     figure = plot_density(
         [one.whole.density for one in measured if one.whole.density is not None],
         extremes=[(one.whole.lambda_min, one.whole.lambda_max) for one in measured],
         steps=[one.step for one in measured],
-        title=headline(result.run),
+        title=figure_title(result.run, settings.matrix),
     )
     stem = f"density{suffix(method=settings.method, matrix=settings.matrix)}"
     return [str(path) for path in save(figure, result.run.path / "figures" / stem)]

@@ -63,7 +63,7 @@ def _layer_traces(last: TraceAt) -> list[str]:
 
 
 def _value(one: Value) -> str:
-    return f"{one.mean:11.4e} {one.standard_error:10.1e}  [{one.low:.4g}, {one.high:.4g}]"
+    return f"{one.mean:11.4e} {one.standard_error:10.1e}  [{one.low:.5g}, {one.high:.5g}]"
 
 
 def _how(result: Estimates) -> list[str]:

@@ -115,6 +115,12 @@ def headline(run: Run) -> str:
     )
 
 
+def figure_title(run: Run, matrix: str) -> str:
+    """Return the headline of a figure, which names a matrix that is not the Hessian."""
+    name = "" if matrix == "hessian" else f"{NAMES[matrix].removeprefix('the ')}, "
+    return name + headline(run)
+
+
 def first_middle_last(count: int) -> list[int]:
     """Return three places of a list, or fewer when it is short."""
     return sorted({0, count // 2, count - 1})

@@ -39,14 +39,14 @@ def add_flags(parser: Parser) -> None:
     group.add_argument(
         "--products",
         type=number(int),
-        default=30,
+        default=argparse.SUPPRESS,
         metavar="N",
         help="Hessian–vector products per estimate (default 30)",
     )
     group.add_argument(
         "--probe-seed",
         type=number(int),
-        default=0,
+        default=argparse.SUPPRESS,
         metavar="N",
         help="seed of the random vectors (default 0)",
     )
@@ -56,10 +56,15 @@ def add_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train unless told otherwise, measure, and print."""
     check_every(args)
-    if args.products < 4:
-        raise UsageError(f"products must be at least 4 for an error bar, got {args.products}.")
-    if args.probe_seed < 0:
-        raise UsageError(f"probe-seed must be at least 0, got {args.probe_seed}.")
+    products, seed = getattr(args, "products", 30), getattr(args, "probe_seed", 0)
+    if products < 4:
+        raise UsageError(f"products must be at least 4 for an error bar, got {products}.")
+    if seed < 0:
+        raise UsageError(f"probe-seed must be at least 0, got {seed}.")
+    if args.method == "exact":
+        for name in ("products", "probe_seed"):
+            if hasattr(args, name):
+                logger.warning("--%s has no effect on method exact", name.replace("_", "-"))
     from hessian_lab.cli.estimates import trace_table
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
@@ -75,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         matrix=args.matrix,
         method=args.method,
-        num_products=args.products,
+        num_products=products,
         layers=args.layers,
-        seed=args.probe_seed,
+        seed=seed,
     )
     try:
         result = measure_traces(source, settings, every=args.every, watch=watch)

@@ -118,6 +118,8 @@ def loss_failure(run: Run, step: int, error: float) -> str | None:
     eps = torch.finfo(getattr(torch, run.setup.dtype)).eps
     if error <= LOSS_ROUNDINGS * eps:
         return None
+    if math.isnan(error):
+        return f"step {step}: the loss is not finite"
     return (
         f"step {step}: the loss computed again differs by {error:.1e}; "
         "the model or the loss is not deterministic"

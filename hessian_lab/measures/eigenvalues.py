@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
 from hessian_lab.measures.record import can_read_back, mark, suffix
+from hessian_lab.names import known
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, trainable
-from hessian_lab.probe.linearized import Matrix
+from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.spectrum import LADDER, SCALARS, Spectrum, pooled, spectrum
 from hessian_lab.signal import Signal
@@ -156,9 +157,11 @@ def measure_eigenvalues(
         watch: Called with every checkpoint when it is done.
 
     Raises:
+        ValueError: For an unknown matrix.
         ResourceError: If the matrix does not fit, before it is allocated.
         UsageError: If another process is writing the run.
     """
+    known("matrix", matrix, MATRICES)
     files = _Files(run, matrix, layers=layers)
     measured = along(run, lambda one: _measure(files, one), every=every, store=files, watch=watch)
     return Eigenvalues(run, measured, matrix)
@@ -187,7 +190,7 @@ class _Files:
             size = self.run.num_parameters
             found = [_from_json(entries, row, size) for entries, row in pairs]
             return [one for one in found if one is not None]
-        except (OSError, EOFError, ValueError, TypeError, LookupError):
+        except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError):
             return []
 
     def save(self, results: list[Measured]) -> None:
@@ -261,7 +264,8 @@ def _from_json(
 
     None where the row is not the record's: a process was killed between the two files.
     """
-    if (row[0], row[size - 1]) != (entries["lambda_min"], entries["lambda_max"]):
+    ends = [nan_if_none(entries[name]) for name in ("lambda_min", "lambda_max")]
+    if not np.array_equal(row[[0, size - 1]], ends, equal_nan=True):
         return None
     layers, start = {}, size
     for name, part in entries.get("layers", {}).items():

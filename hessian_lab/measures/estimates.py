@@ -8,17 +8,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hessian_lab.errors import NonFiniteError
 from hessian_lab.losses import Loss
 from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
 from hessian_lab.measures.eigenvalues import rung_name
 from hessian_lab.measures.record import Record, suffix
+from hessian_lab.names import known
 from hessian_lab.probe.bands import Band
 from hessian_lab.probe.conditioning import condition_number
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.density import SpectralMeasure, spectral_measure
 from hessian_lab.probe.eigenpairs import extreme_eigenpairs
 from hessian_lab.probe.layers import layer_blocks
-from hessian_lab.probe.linearized import Matrix
+from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.log_density import LogDensity
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.spectrum import LADDER, SCALARS
@@ -56,6 +58,13 @@ class Settings:
     num_probes: int = 10
     num_steps: int = 80
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        known("method", self.method, ("lanczos", "slq"))
+        known("matrix", self.matrix, MATRICES)
+        for name, lowest in {"num": 1, "num_probes": 2, "num_steps": 1, "seed": 0}.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +179,11 @@ class Estimates:
     def failures(self) -> list[str]:
         """What does not hold of the results, in a sentence each; empty when all is well."""
         checked = (loss_failure(self.run, one.step, one.loss_error) for one in self.measured)
-        return [text for text in checked if text]
+        failures = [text for text in checked if text]
+        for one in self.measured:
+            if math.isnan(one.whole.lambda_max):
+                failures.append(f"step {one.step}: the matrix is not finite")
+        return failures
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``eigs --json`` prints, with the keys of a dense measurement."""
@@ -233,9 +246,19 @@ def _measure(one: Checkpoint, loss: Loss, settings: Settings) -> Estimated:
         one.loss,
         one.psnr,
         one.loss_error,
-        _estimate(operator, settings),
-        {name: _estimate(block, settings) for name, block in blocks.items()},
+        _estimate_or_nan(operator, settings),
+        {name: _estimate_or_nan(block, settings) for name, block in blocks.items()},
     )
+
+
+def _estimate_or_nan(operator: SymmetricOperator, settings: Settings) -> Estimate:
+    """Return the estimates of a matrix, or NaN for each where a product is not finite."""
+    try:
+        return _estimate(operator, settings)
+    except NonFiniteError:
+        return Estimate(
+            operator.size, math.nan, [], [], [], math.nan, NOTHING, NOTHING, None, [], 0
+        )
 
 
 def _estimate(operator: SymmetricOperator, settings: Settings) -> Estimate:
@@ -339,7 +362,7 @@ def _estimate_from(entries: dict[str, Any]) -> Estimate:
 
     return Estimate(
         size=entries["num_parameters"],
-        tolerance=entries["tolerance"],
+        tolerance=nan_if_none(entries["tolerance"]),
         extreme_values=entries["extreme_values"],
         residuals=entries["residuals"],
         converged=entries["converged"],

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from hessian_lab.errors import ResourceError
+from hessian_lab.probe.closed_form import temporary_numbers
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
-from hessian_lab.probe.hessian import has_closed_form, require_hessian
+from hessian_lab.probe.hessian import has_closed_form
 from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, readable, require_bytes
@@ -104,9 +105,8 @@ def require_dense(model: nn.Module, num_points: int) -> None:
         ResourceError: If they do not.
     """
     size = num_parameters(model)
-    require_hessian(model, size, num_points, item_size=8)
     require_bytes(
-        _dense_bytes(size),
+        dense_bytes(model, num_points),
         f"The dense Hessian of {size} parameters and its copies for the eigenvalues",
         device=trainable(model)[0].device,
         cure="Measure a smaller network (--width, --depth, --octaves), or use --method slq.",
@@ -133,14 +133,18 @@ def plan(
     name, reason = chosen_method(method, model, signal.num_points)
     size = num_parameters(model)
     if name == "dense":
-        needed, each = _dense_bytes(size), _dense_seconds(model, signal.num_points)
+        needed, each = (
+            dense_bytes(model, signal.num_points),
+            _dense_seconds(model, signal.num_points),
+        )
     else:
         steps = min(num_steps, size) if name == "slq" else 0
         width = trainable(model)[0].element_size()
         held = max(num_probes * steps, min(size, max(300, 2 * num + 20)))
         products = num_probes * steps + min(TYPICAL_SEARCH, size)
-        needed = held * size * width
-        each = products * _product_seconds(model, signal, matrix)
+        each_product, stored = _product_cost(model, signal, matrix)
+        needed = held * size * width + stored
+        each = products * each_product
     return Plan(
         method=name,
         reason=reason,
@@ -166,8 +170,11 @@ def training_seconds(model: nn.Module, signal: Signal, steps: list[int]) -> floa
     return evaluations * _timed(gradient, signal.coords.device)
 
 
-def _dense_bytes(size: int) -> int:
-    return DENSE_COPIES * 8 * size**2
+def dense_bytes(model: nn.Module, num_points: int) -> int:
+    """Return the most memory that matrix and eigenvalue problem take, in double precision."""
+    size = num_parameters(model)
+    temporary = temporary_numbers(model, num_points) if has_closed_form(model) else 0  # type: ignore[arg-type]
+    return 8 * max(DENSE_COPIES * size**2, size**2 + temporary)
 
 
 def _dense_seconds(model: nn.Module, num_points: int) -> float:
@@ -182,11 +189,13 @@ def _dense_seconds(model: nn.Module, num_points: int) -> float:
     return assembly + eigen * (size / TIMED_SIZE) ** 3
 
 
-def _product_seconds(model: nn.Module, signal: Signal, matrix: Matrix) -> float:
+def _product_cost(model: nn.Module, signal: Signal, matrix: Matrix) -> tuple[float, int]:
+    """Return the seconds of a product in a block, and the bytes that linearizing keeps."""
     kind = GGNOperator if matrix == "ggn" else HessianOperator
     operator = kind(model, signal.loss, signal, chunk_size="auto", check=False)
     block = torch.ones(operator.size, 4, dtype=operator.dtype, device=operator.device)
-    return _timed(lambda: operator @ block, operator.device) / block.shape[1]
+    seconds = _timed(lambda: operator @ block, operator.device) / block.shape[1]
+    return seconds, operator.stored_bytes
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:

@@ -17,9 +17,13 @@ SAVING_SHARE = 0.05
 Result = TypeVar("Result")
 
 
-def mark(run: Run) -> dict[str, str]:
+def mark(run: Run) -> dict[str, Any]:
     """Return what results must carry to be taken for results of a run."""
-    return {"run_id": run.record["id"], "hessian_lab": hessian_lab.__version__}
+    return {
+        "run_id": run.record["id"],
+        "hessian_lab": hessian_lab.__version__,
+        "handed_in": not can_read_back(run),
+    }
 
 
 def can_read_back(run: Run) -> bool:
@@ -93,7 +97,7 @@ class Record(Generic[Result]):
             if any(record[name] != value for name, value in self.head.items()):
                 return []
             return [self.parse(entry) for entry in record["spectra"]]
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, AttributeError):
             return []
 
     def save(self, results: list[Result]) -> None:

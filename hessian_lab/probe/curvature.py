@@ -76,6 +76,12 @@ class _CurvatureOperator(SymmetricOperator):
         if check and linearizer.field is None:
             check_symmetry(self)
 
+    @property
+    def stored_bytes(self) -> int:
+        """What linearizing keeps, or takes at a time where nothing is kept."""
+        at_once = self.chunk_size or self.num_points
+        return round(self._linearizer.per_point * at_once)
+
     @torch.inference_mode(False)  # type: ignore[untyped-decorator]
     def matmat(self, block: Tensor) -> Tensor:
         """Return ``A V`` [n, k]."""

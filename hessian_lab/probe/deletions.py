@@ -78,8 +78,8 @@ class Deletions:
         """Return what more leaves it with each column when column ``j`` is left out [r, k]."""
         if self._gaps[j] < SOLE:
             alone = self.single[:, j : j + 1]
-            duals, gaps = _unit(_without(self._duals, alone)), self._gaps
-            duals = _without(duals, alone)
+            duals = self._duals - alone * (alone * self._duals).sum(dim=0)
+            gaps = self._gaps
         else:
             shares = self._hat[j] / self._gaps[j]
             duals = self._duals + self._duals[:, j : j + 1] * shares
@@ -91,7 +91,3 @@ class Deletions:
 def _unit(columns: Tensor) -> Tensor:
     norms = torch.linalg.vector_norm(columns, dim=0)
     return columns / torch.where(norms > 0, norms, 1)
-
-
-def _without(columns: Tensor, direction: Tensor) -> Tensor:
-    return columns - direction * (direction * columns).sum(dim=0)

@@ -240,9 +240,3 @@ def _separable(slope: Tensor, outputs: Tensor, curvature: Tensor) -> bool:
     scale = curvature.abs().sum(dim=2).max()
     tolerance = SEPARABLE_ROUNDINGS * torch.finfo(outputs.dtype).eps * scale
     return bool(((product - expected).abs() <= tolerance).all())
-
-
-def _output_derivatives(
-    model: nn.Module, loss: Loss, signal: Signal
-) -> tuple[Tensor, Tensor] | None:
-    return output_derivatives(model, loss, signal.coords, signal.values)

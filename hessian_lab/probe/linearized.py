@@ -16,6 +16,7 @@ References:
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -25,9 +26,10 @@ from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.mlp import CoordinateMLP
 
 Matrix = Literal["hessian", "ggn"]
+MATRICES = ("hessian", "ggn")
 # Numbers of one buffer [points, vectors, units]: what stays in the caches of a few cores, and on a
 # GPU what keeps it busy.
-TILE_NUMBERS = {"cpu": 1 << 17, "cuda": 1 << 25}
+TILE_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 25}
 # Buffers of that size that a product works in, beside those kept of each hidden layer.
 NUM_SPARE = 2
 
@@ -60,6 +62,7 @@ class LinearizedField:
         self.curvature = _compact(curvature)
         self.full = matrix == "hessian"
         self._buffers: dict[tuple[int, int], list[Tensor]] = {}
+        self._cut: dict[int, list[_Tile]] = {}
         with torch.no_grad():
             self._store(model, coords, slope)
 
@@ -67,12 +70,28 @@ class LinearizedField:
     def products(self, rows: Tensor) -> Tensor:
         """Return ``V A`` [k, n] for the rows of ``V`` [k, n]; about six gradients each at most."""
         sums = _Sums(rows, self.weights, full=self.full)
-        num_points = len(self.inputs[0])
-        for start in range(0, num_points, self._tile_size(len(rows))):
-            tile = slice(start, min(start + self._tile_size(len(rows)), num_points))
+        for tile in self._tiles(self._tile_size(len(rows))):
             tangents, moved, outputs = self._push_forward(tile, sums)
             self._pull_back(tile, tangents, moved, outputs, sums)
         return sums.flat()
+
+    def _tiles(self, size: int) -> list["_Tile"]:
+        """Return what is stored, cut into tiles; views cost time too, and are made once."""
+        if size not in self._cut:
+            places = [slice(start, start + size) for start in range(0, len(self.inputs[0]), size)]
+            self._cut[size] = [
+                _Tile(
+                    inputs=[layer[place] for layer in self.inputs],
+                    slopes=[layer[place].unsqueeze(1) for layer in self.slopes],
+                    deltas=[layer[place] for layer in self.deltas],
+                    bends=[
+                        None if layer is None else layer[place].unsqueeze(1) for layer in self.bends
+                    ],
+                    curvature=self.curvature[place],
+                )
+                for place in places
+            ]
+        return self._cut[size]
 
     def _store(self, model: CoordinateMLP, coords: Tensor, slope: Tensor) -> None:
         state = encode(coords, model.octaves)
@@ -122,10 +141,10 @@ class LinearizedField:
         return [buffer[:num_points] for buffer in self._buffers[key]]
 
     def _push_forward(
-        self, tile: slice, sums: "_Sums"
+        self, tile: "_Tile", sums: "_Sums"
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Return ż and ȧ of every hidden layer, and ż of the output, each [p, k, units]."""
-        inputs = [layer[tile] for layer in self.inputs]
+        inputs = tile.inputs
         num_points, num_vectors = len(inputs[0]), sums.num_vectors
         depth = len(self.slopes)
         space = self._space(num_points, num_vectors)
@@ -144,12 +163,12 @@ class LinearizedField:
             else:
                 torch.mm(inputs[0], sums.tall[0].T, out=flat)
             if layer < depth:
-                torch.mul(tangent, self.slopes[layer][tile].unsqueeze(1), out=moved[layer])
+                torch.mul(tangent, tile.slopes[layer], out=moved[layer])
         return tangents, moved, tangent
 
     def _pull_back(
         self,
-        tile: slice,
+        tile: "_Tile",
         tangents: list[Tensor],
         moved: list[Tensor],
         outputs: Tensor,
@@ -157,29 +176,40 @@ class LinearizedField:
     ) -> None:
         """Add one tile of points to the sums."""
         spare = self._space(len(outputs), sums.num_vectors)[-NUM_SPARE:]
-        delta = self._curve(outputs, tile)
+        delta = _curved(outputs, tile.curvature)
         for layer in range(len(self.slopes), 0, -1):
             weight = self.weights[layer]
-            known = self.deltas[layer][tile] if self.full else None
-            sums.add(layer, delta, self.inputs[layer][tile], known, moved[layer - 1])
+            known = tile.deltas[layer] if self.full else None
+            sums.add(layer, delta, tile.inputs[layer], known, moved[layer - 1])
             shape = *delta.shape[:2], weight.shape[1]
             arriving = spare[layer % NUM_SPARE].flatten()[: math.prod(shape)].view(shape)
             torch.mm(delta.flatten(0, 1), weight, out=arriving.view(-1, weight.shape[1]))
             if known is not None:
                 arriving.view(len(arriving), -1).addmm_(known, sums.wide[layer])
-            arriving *= self.slopes[layer - 1][tile].unsqueeze(1)
-            bend = self.bends[layer - 1] if self.full else None
+            arriving *= tile.slopes[layer - 1]
+            bend = tile.bends[layer - 1] if self.full else None
             if bend is not None:
-                arriving.addcmul_(bend[tile].unsqueeze(1), tangents[layer - 1])
+                arriving.addcmul_(bend, tangents[layer - 1])
             delta = arriving
-        sums.add_first(delta, self.inputs[0][tile])
+        sums.add_first(delta, tile.inputs[0])
 
-    def _curve(self, outputs: Tensor, tile: slice) -> Tensor:
-        """Return ``S ż`` [p, k, c], in place where S is diagonal."""
-        curvature = self.curvature[tile]
-        if curvature.ndim == 2:
-            return outputs.mul_(curvature.unsqueeze(1))
-        return torch.bmm(outputs, curvature)
+
+@dataclass(frozen=True, eq=False)
+class _Tile:
+    """What is stored of some points, as views; the index of each list is the map."""
+
+    inputs: list[Tensor]  # ã of the first map, then a [p, h]
+    slopes: list[Tensor]  # φ′(z) [p, 1, h], hidden maps only
+    deltas: list[Tensor]  # ∂L/∂z [p, o]
+    bends: list[Tensor | None]  # ∂L/∂a φ″(z) [p, 1, h], hidden maps only; None where it is 0
+    curvature: Tensor  # ∂²L/∂f² [p, c] or [p, c, c]
+
+
+def _curved(outputs: Tensor, curvature: Tensor) -> Tensor:
+    """Return ``S ż`` [p, k, c], in place where S is diagonal."""
+    if curvature.ndim == 2:
+        return outputs.mul_(curvature.unsqueeze(1))
+    return torch.bmm(outputs, curvature)
 
 
 class _Sums:

@@ -256,10 +256,10 @@ class SpectralMeasure:
         return Band(band.estimate[0], band.lower[0], band.upper[0], level)
 
     def _smooth_band(self, kernel: Callable[[Tensor], Tensor], level: float) -> Band:
-        """Return the band of the integral of a function ≥ 0 that maps [c] to values [c, g]."""
+        """Return the band of the integral of a function ≥ 0 from nodes [...] to [..., g]."""
         lowest, highest, squares, peaks = [], [], [], []
-        for row, rules in enumerate(canonical_rules(self.run)):
-            integrals = torch.stack([weights @ kernel(nodes) for nodes, weights in rules])
+        for row, (nodes, weights) in enumerate(canonical_rules(self.run)):
+            integrals = torch.einsum("qj,qjg->qg", weights, kernel(nodes))
             lowest.append(integrals.amin(dim=0))
             highest.append(integrals.amax(dim=0))
             values = kernel(self.nodes[row, self.known.num :])

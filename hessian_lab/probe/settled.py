@@ -23,6 +23,8 @@ ROUNDINGS = 100
 # Gram matrix are below AGREEING and these r above SPANNING.
 AGREEING = 1e-4
 SPANNING = 1e-2
+# Vectors count by the inverse of their radii, but no less than this next to the best one.
+LEAST_TRUST = 1e-3
 # How many more vectors than its dimension must have been found in an eigenspace, and by how many
 # of the probes: by most, so that what is settled hardly depends on how large the masses there are.
 SPARE = 2
@@ -127,7 +129,8 @@ def agreement(found: Sequence[Candidates], *, num_probes: int) -> Settled:
     for members in _clusters(values, radii):
         if len(rows[members].unique()) < WITNESSES * num_probes:
             continue
-        space = _eigenspace(values[members], vectors[members.to(vectors.device)])
+        chosen = vectors[members.to(vectors.device)]
+        space = _eigenspace(values[members], radii[members], chosen)
         if space and not any(_overlap(space[1], other) for _, other in settled[1:]):
             settled.append(space)
     joined = torch.cat([one for one, _ in settled])
@@ -145,15 +148,17 @@ def _clusters(values: Tensor, radii: Tensor) -> list[Tensor]:
     return [part for part in order.split(sizes.tolist()) if len(part) > SPARE]
 
 
-def _eigenspace(values: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor] | None:
+def _eigenspace(values: Tensor, radii: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return Ritz values [r] and an orthonormal basis [r, n] of what vectors agree on, or None."""
     gram = (vectors @ vectors.T).double().cpu()
-    lengths, rotation = torch.linalg.eigh(gram)
-    kept = lengths > SPANNING
-    dimension = int(kept.sum())
-    if dimension + SPARE > len(values) or (lengths[~kept] > AGREEING).any():
+    lengths = torch.linalg.eigvalsh(gram)
+    dimension = int((lengths > SPANNING).sum())
+    disagreement = lengths[: len(lengths) - dimension]
+    if dimension + SPARE > len(values) or (disagreement > AGREEING).any():
         return None
-    combination = (rotation[:, kept] / lengths[kept].sqrt()).T
+    trust = (radii.min() / radii).clamp(min=LEAST_TRUST)
+    lengths, rotation = torch.linalg.eigh(trust.unsqueeze(1) * gram * trust)
+    combination = (trust.unsqueeze(1) * rotation / lengths.sqrt())[:, -dimension:].T
     # Aᵢⱼ = yᵢᵀ A yⱼ, from the Ritz values on either side.
     projected = combination @ ((values.unsqueeze(1) + values) / 2 * gram) @ combination.T
     inner, turn = torch.linalg.eigh(projected)

@@ -53,13 +53,16 @@ def trace(
         distribution: Of the random vectors: ``rademacher`` signs have the smaller variance,
             ``gaussian`` vectors one that does not depend on the basis.
         rtol: If given, go on, doubling the products, until the standard error is at most ``rtol``
-            times the trace in magnitude. Products are reused.
+            times the trace in magnitude. Products are reused. Stopping at an error that looks
+            small costs the intervals about a point of coverage.
         max_products: Where to stop with ``rtol``, whatever the error.
         seed: Of the random vectors.
 
     Returns:
         The estimate. Its ``samples`` are ``vᵀ A v`` [m], or the values of each vector that the
-        others deflate. Memory: 16 vectors, or 2 m of them with ``hutch++`` and ``xtrace``.
+        others deflate. Over random signs at 30 products its 95 % interval covers in 93-96 % of
+        seeds; in up to 99 % where few entries make a dominant eigenvector. Memory: 16 vectors,
+        or 2 m of them with ``hutch++`` and ``xtrace``.
 
     Raises:
         ValueError: For options out of range.

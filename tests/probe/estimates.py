@@ -63,7 +63,8 @@ def field_like(size=SIZE):
 def low_rank(rank, size=SIZE):
     """Return a matrix of this rank, with eigenvalues of both signs."""
     values = torch.zeros(size, dtype=torch.float64)
-    values[:rank] = torch.linspace(-1, 2, rank, dtype=torch.float64)
+    values[:rank] = torch.linspace(0.5, 2, rank, dtype=torch.float64)
+    values[1:rank:2] *= -1
     return with_spectrum(values)
 
 

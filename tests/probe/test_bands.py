@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hessian_lab.probe.bands import Band, mean_interval, require_level
+from hessian_lab.probe.bands import Band, Integrals, Known, mean_interval, require_level
 from tests.reference import assert_same
 
 SIZE, NUM_PROBES, NUM_SEEDS = 60, 4, 2000
@@ -90,6 +90,42 @@ def test_a_higher_level_is_wider():
         widths.append(upper - lower)
     assert (widths[0] < widths[1]).all()
     assert (widths[1] < widths[2]).all()
+
+
+def band_of(function, masses, *, known=0, level=0.95):
+    """Return the band of a function [n], from what probes have of it: masses [m, n]."""
+    rest = masses[:, known:] @ function[known:]
+    open_share = (1 - known / SIZE) * rest.mean() / masses[:, known:].sum(dim=1).mean()
+    estimate = function[:known].sum() / SIZE + open_share
+    seen = (masses @ function).unsqueeze(1)
+    at_known = function[:known].unsqueeze(1)
+    return Known(masses[:, :known], SIZE).band(
+        Integrals(estimate.reshape(1), at_known, seen, seen), level=level
+    )
+
+
+@pytest.mark.parametrize("known", [0, 3, 20])
+def test_a_band_is_as_wide_as_it_must_be(known):
+    """It holds the truth at its level: less often would be wrong, more often a waste."""
+    function = (torch.arange(SIZE) % 2).double()
+    generator = torch.Generator().manual_seed(1)
+    hits = 0
+    for _ in range(400):
+        masses = torch.randn(NUM_PROBES, SIZE, dtype=torch.float64, generator=generator) ** 2
+        band = band_of(function, masses / masses.sum(dim=1, keepdim=True), known=known, level=0.8)
+        hits += int(band.lower <= function.mean() <= band.upper)
+    assert 0.8 - 0.08 < hits / 400 < 0.8 + 0.08
+
+
+def test_what_is_known_is_exact_in_a_band():
+    masses = torch.full((3, SIZE), 1 / SIZE, dtype=torch.float64)
+    masses[:, :5] *= torch.tensor([0.1, 0.5, 1.2, 3.0, 0.2])
+    masses /= masses.sum(dim=1, keepdim=True)
+    inside = (torch.arange(SIZE) < 5).double()
+    band = band_of(inside, masses, known=5)
+    assert float(band.estimate) == pytest.approx(5 / SIZE)
+    assert float(band.lower) == pytest.approx(5 / SIZE, abs=1e-9)
+    assert float(band.upper) < 5.6 / SIZE
 
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 95, float("nan")])

@@ -148,7 +148,8 @@ def test_symmetry_is_checked_at_every_scale(dtype, scale):
         wrap(matrix)
         with pytest.raises(ValueError, match=r"must be symmetric: .* differ by .*\(A \+ Aᵀ\) / 2"):
             wrap(skewed(matrix))
-    assert MatrixOperator(skewed(matrix), check=False).size == SIZE
+    unchecked = MatrixOperator(skewed(matrix), check=False)
+    assert torch.equal(unchecked.dense(), skewed(matrix))
     assert as_operator(skewed(matrix), check=False).size == SIZE
 
 
@@ -302,6 +303,7 @@ def test_a_vector_scales_from_both_sides(dtype):
         operator = ScaledOperator(MatrixOperator(matrix), given)
         assert (operator.dtype, operator.shape) == (dtype, (SIZE, SIZE))
         assert_same(operator.dense(), expected)
+        assert_same(operator @ torch.eye(SIZE, dtype=dtype), expected)
 
 
 def test_an_operator_scales_from_both_sides():

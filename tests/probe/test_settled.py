@@ -4,7 +4,7 @@ import torch
 from hessian_lab.errors import ResourceError
 from hessian_lab.probe import memory
 from hessian_lab.probe.lanczos import tridiagonalize
-from hessian_lab.probe.settled import agreement, candidates, without
+from hessian_lab.probe.settled import Candidates, agreement, candidates, without
 from hessian_lab.probe.vectors import gaussian, rademacher
 from tests.reference import assert_same
 
@@ -124,3 +124,15 @@ def test_refuses_vectors_that_do_not_fit(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _: 0)
     with pytest.raises(ResourceError, match=r"Ritz vectors of length 60 must fit .* settle=False"):
         candidates(run, first=0)
+
+
+def test_most_probes_must_have_found_a_pair():
+    matrix = rotated(torch.cat([torch.linspace(0, 1, 59), torch.tensor([9.0])]))
+    starts = rademacher(SIZE, 10, seed=0, like=matrix)
+    run = tridiagonalize(matrix, starts, num_steps=10, keep_basis=True)
+    found = candidates(run, first=0)
+    at_top = found.values > 8
+    for missing, expected in ((2, 1), (3, 0)):
+        kept = ~(at_top & (found.rows < missing))
+        parts = (getattr(found, name)[kept] for name in ("values", "radii", "rows", "vectors"))
+        assert len(agreement([Candidates(*parts)], num_probes=10).values) == expected

@@ -51,6 +51,18 @@ def test_global_generators_are_neither_read_nor_moved(draw):
     assert torch.equal(draw(50, 2, seed=1, like=LIKE), once)
 
 
+def test_vectors_are_the_same_in_every_release():
+    signs = rademacher(12, 1, seed=3, like=LIKE, first=2)[:, 0]
+    assert signs.tolist() == [-1, 1, 1, -1, 1, -1, 1, -1, 1, 1, 1, -1]
+    normals = gaussian(3, 1, seed=3, like=LIKE, first=2)[:, 0]
+    torch.testing.assert_close(
+        normals.tolist(),
+        [0.210521031008447, -0.5864602550775367, -0.31688851036237137],
+        rtol=0,
+        atol=1e-15,
+    )
+
+
 def test_signs_are_signs():
     assert set(rademacher(500, 4, seed=0, like=LIKE).unique().tolist()) == {-1.0, 1.0}
 
