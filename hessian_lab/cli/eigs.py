@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     source = source_run(args, require)
     model = source.model(source.steps[0])
     method, reason = chosen_method(args.method, model, source.signal().num_points)
+    if method == "dense":
+        require_dense(model, source.signal().num_points)
     _warn_of_unused(args, method)
     logger.info("method %s: %s", method, reason)
     return (
@@ -107,6 +109,8 @@ def _check_numbers(args: argparse.Namespace) -> None:
         if value < lowest:
             flag = name.replace("_", "-")
             raise UsageError(f"{flag} must be at least {lowest}, got {value}.")
+    if getattr(args, "probe_seed", 0) >= 2**64:
+        raise UsageError(f"probe-seed must be at most {2**64 - 1}, got {args.probe_seed}.")
     if getattr(args, "probes", 2) < 2:
         raise UsageError(f"probes must be at least 2 for an error bar, got {args.probes}.")
 

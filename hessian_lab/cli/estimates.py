@@ -68,24 +68,23 @@ def _value(one: Value) -> str:
 
 def _how(result: Estimates) -> list[str]:
     settings = result.settings
-    what = f"{NAMES[settings.matrix]} at {len(result.measured)} checkpoints, from products"
+    what = f"{NAMES[settings.matrix]} at {len(result.measured)} checkpoints"
     dtype = result.run.setup.dtype
     if settings.method == "lanczos":
-        return [f"extreme eigenvalues of {what} (Lanczos, {dtype})"]
+        return [f"extreme eigenvalues of {what}", f"from products (Lanczos, {dtype})"]
     return [
-        f"spectrum of {what} ({dtype}): density from {settings.num_probes} probes",
-        f"× {settings.num_steps} Lanczos steps, extreme eigenvalues with residuals",
+        f"spectrum of {what}, from products ({dtype}):",
+        f"density from {settings.num_probes} probes × {settings.num_steps} Lanczos steps, "
+        "extremes with residuals",
     ]
 
 
 def _row(one: Estimate) -> str:
     residual = max(one.residuals, default=math.nan)
     trace, error = one.trace
+    kappa = "–" if math.isnan(one.condition_number) else f"≥ {one.condition_number:.1e}"
     shown = "–" if math.isnan(trace) else f"{trace:.3e} ± {error:.0e}"
-    return (
-        f"{one.lambda_min:9.2e} {one.lambda_max:9.2e} {residual:8.0e} {shown:>16} "
-        f"{f'≥ {one.condition_number:.1e}':>9}"
-    )
+    return f"{one.lambda_min:9.2e} {one.lambda_max:9.2e} {residual:8.0e} {shown:>16} {kappa:>9}"
 
 
 def _extremes(one: Estimate) -> Iterable[str]:

@@ -53,7 +53,7 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         return f"{headline(run)}\n\nno Hessian is finite"
     lines = [
         headline(run),
-        f"all eigenvalues of {NAMES[result.matrix]} at {len(spectra)} checkpoints, "
+        f"all eigenvalues of {NAMES[result.matrix]} at {len(spectra)} checkpoints",
         "exact (dense, float64)",
         "",
         f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} "

@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"products must be at least 4 for an error bar, got {products}.")
     if seed < 0:
         raise UsageError(f"probe-seed must be at least 0, got {seed}.")
+    if seed >= 2**64:
+        raise UsageError(f"probe-seed must be at most {2**64 - 1}, got {seed}.")
     if args.method == "exact":
         for name in ("products", "probe_seed"):
             if hasattr(args, name):

@@ -179,11 +179,12 @@ class Estimates:
     def failures(self) -> list[str]:
         """What does not hold of the results, in a sentence each; empty when all is well."""
         checked = (loss_failure(self.run, one.step, one.loss_error) for one in self.measured)
-        failures = [text for text in checked if text]
-        for one in self.measured:
-            if math.isnan(one.whole.lambda_max):
-                failures.append(f"step {one.step}: the matrix is not finite")
-        return failures
+        changed = [text for text in checked if text]
+        return [
+            f"step {one.step}: the matrix is not finite"
+            for one in self.measured
+            if math.isnan(one.whole.lambda_max)
+        ] + changed
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that ``eigs --json`` prints, with the keys of a dense measurement."""

@@ -156,7 +156,7 @@ def _eigenspace(values: Tensor, radii: Tensor, vectors: Tensor) -> tuple[Tensor,
     disagreement = lengths[: len(lengths) - dimension]
     if dimension + SPARE > len(values) or (disagreement > AGREEING).any():
         return None
-    trust = (radii.min() / radii).clamp(min=LEAST_TRUST)
+    trust = torch.where(radii > 0, radii.min() / radii, 1).clamp(min=LEAST_TRUST)
     lengths, rotation = torch.linalg.eigh(trust.unsqueeze(1) * gram * trust)
     combination = (trust.unsqueeze(1) * rotation / lengths.sqrt())[:, -dimension:].T
     # Aᵢⱼ = yᵢᵀ A yⱼ, from the Ritz values on either side.

@@ -23,4 +23,4 @@ def run(trained_once, tmp_path):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave the picture away, which takes most of the time of a tiny measurement."""
-    monkeypatch.setattr("hessian_lab.cli.eigs._draw", lambda _result: [])
+    monkeypatch.setattr("hessian_lab.cli.eigs._draw_dense", lambda _result: [])

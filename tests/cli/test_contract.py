@@ -26,7 +26,10 @@ from hessian_lab.signals import SIGNALS
 from tests.cli.terminal import COMMAND, LONG, TINY, contents, started, typed
 from tests.reference import assert_same, autograd_hessian
 
-KEYS = {"command", "run", "setup", "num_parameters", "method", "spectra", "pooled"}
+KEYS = {
+    *("command", "run", "setup", "num_parameters", "method", "matrix", "reason"),
+    *("spectra", "pooled"),
+}
 EPS = np.finfo(np.float64).eps
 # What each scalar of a spectrum is, from its eigenvalues (design.md).
 SCALARS = {
@@ -152,7 +155,7 @@ def test_psnr_is_null_where_values_leave_the_unit_interval(tmp_path):
 @pytest.mark.usefixtures("undrawn")
 def test_a_zero_hessian_is_told_in_strict_json(run, monkeypatch):
     monkeypatch.setattr("hessian_lab.measures.eigenvalues.dense_hessian", zeros)
-    monkeypatch.setattr("hessian_lab.measures.eigenvalues._product_error", lambda *given: 0.0)
+    monkeypatch.setattr("hessian_lab.measures.eigenvalues._product_error", lambda *_: 0.0)
     answer = typed(run, "eigs", "--run", run, "--json")
 
     assert answer.status == 0, answer.err

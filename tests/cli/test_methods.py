@@ -384,21 +384,6 @@ def test_a_table_tells_extremes_with_residuals_and_shares_with_intervals(run):
     assert f"≥ {spectrum['condition_number']:.1e}" in answer.out
 
 
-def test_shares_in_a_table_fall_with_the_radius(run):
-    words = ("eigs", "--run", "run", "--method", "slq", *FEW, "--lanczos-steps", "20")
-    words += ("--every", "9")
-    one = typed(run.parent, *words, "--json").json["spectra"][-1]
-    table = typed(run.parent, *words).out
-    rows = re.findall(r"^ +(\d\.\de[+-]\d\d) .*?([\d.]+)% \(", table, re.M)
-    ratios, shares = np.array(rows, dtype=float).T
-    assert len(rows) == len(one["shares_within"]) + 1 >= 2
-    assert (np.diff(ratios) <= 0).all()
-    assert (np.diff(shares) <= 0).all()
-    # The last row is where the resolution ends, in multiples of max|λ| as the others are.
-    floor = one["density"]["floor"] / max(one["lambda_max"], -one["lambda_min"])
-    assert ratios[-1] == pytest.approx(floor, rel=0.05)
-
-
 def test_progress_is_plain_lines_where_stderr_is_no_terminal(run):
     answer = typed(run.parent, "eigs", "--run", "run", "--method", "lanczos", "--num", "1")
     assert "\r" not in answer.err
@@ -465,16 +450,6 @@ def test_a_dry_run_of_a_training_counts_it(tmp_path):
     assert "training    about " in typed(tmp_path, "eigs", *TINY, "--dry-run").out
 
 
-def test_a_dry_run_counts_the_layers(run, monkeypatch):
-    monkeypatch.setattr(planning, "_timed", lambda _work, _device: 1e-3)
-    words = ("eigs", "--run", "run", "--dry-run", "--method", "slq", "--json")
-    alone, layered = (
-        typed(run.parent, *words, *layers).json["seconds"] for layers in ((), ("--layers",))
-    )
-    # A product with a block costs one with the whole, and one of two blocks is nearly the whole.
-    assert layered > 1.5 * alone
-
-
 def test_a_dry_run_says_what_auto_would_do(tmp_path):
     words = ("--act", "sine", "--width", "200", "--depth", "2", "--size", "6")
     found = typed(tmp_path, "eigs", *words, "--dry-run", "--json").json
@@ -528,22 +503,6 @@ def test_a_checkpoint_that_is_not_finite_can_be_drawn(damaged):
     answer = typed(damaged.parent, "eigs", "--run", "run", *words)
     assert answer.status == 3, answer.err
     assert (damaged / "figures" / "density-slq.png").exists()
-
-
-def test_extremes_that_did_not_converge_exit_3(run, monkeypatch):
-    from hessian_lab.measures import estimates
-
-    search = estimates.extreme_eigenpairs
-    monkeypatch.setattr(
-        estimates,
-        "extreme_eigenpairs",
-        lambda *given, **more: search(*given, **more, max_products=8),
-    )
-    words = ("--method", "lanczos", "--num", "2", "--every", "9", "--json")
-    answer = typed(run.parent, "eigs", "--run", "run", *words)
-    assert not all(answer.json["spectra"][0]["converged"])
-    assert answer.status == 3
-    assert "check failed: step 0" in answer.err
 
 
 def test_a_directory_in_use_is_refused(run):

@@ -30,7 +30,7 @@ DIVERGING += ("--optimizer", "sgd", "--lr", "1e30", "--out", "run", "--quiet")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("egis", "'egis'.*must be one of train, eigs, list, info.* Did you mean eigs\\?"),
+        ("egis", "'egis'.*must be one of train, eigs, trace, list, info.* Did you mean eigs\\?"),
         ("eigs --act sien", "--act: must be one of relu, .*got 'sien'. Did you mean sine\\?"),
         ("--act sien eigs", "--act: must be one of relu, .*got 'sien'. Did you mean sine\\?"),
         ("eigs --signal camra", "--signal: must be .*got 'camra'. Did you mean camera\\?"),
@@ -472,7 +472,7 @@ def test_a_directory_in_use_is_refused(held, words):
 def test_a_hessian_too_large_for_memory_is_refused(run, monkeypatch, words):
     monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda _device: 2000)
     before = contents(run)
-    answer = typed(run.parent, "eigs", *words, "--quiet")
+    answer = typed(run.parent, "eigs", "--method", "dense", *words, "--quiet")
 
     assert_refused(
         answer, 1, r"must fit in memory: it needs .*\(\d+ bytes\), and 1.95 KiB are free"

@@ -286,5 +286,5 @@ def test_settings_without_sense_are_refused_and_nothing_is_written(run, settings
 
 
 def test_the_level_is_checked_for_an_exact_trace_too(run):
-    with pytest.raises(ValueError, match="level must be .*got 95"):
+    with pytest.raises(ValueError, match=r"level must be .*got 95"):
         measure_traces(run, Settings(method="exact", level=95))

@@ -1,6 +1,5 @@
 import re
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -91,38 +90,6 @@ def boxes(figure):
 @each_case
 def test_the_picture_can_be_drawn(case):
     assert isinstance(drawn(case), Figure)
-
-
-@each_case
-def test_nothing_that_is_written_leaves_the_picture(case):
-    figure = drawn(case)
-    width, height = figure.canvas.get_width_height()
-    for text, box in boxes(figure).items():
-        assert box.x0 >= 0, text
-        assert box.y0 >= 0, text
-        assert box.x1 <= width, text
-        assert box.y1 <= height, text
-
-
-def test_what_is_not_resolved_is_said_inside_its_area():
-    left = drawn("measured").axes[0]
-    box = boxes(drawn("measured"))["not resolved"]
-    (area,) = left.patches
-    assert area.get_window_extent().x0 <= box.x0
-    assert box.x1 <= area.get_window_extent().x1
-
-
-@each_case
-def test_labels_of_ticks_do_not_overlap(case):
-    for axes in drawn(case).axes:
-        low, high = axes.xaxis.get_view_interval()
-        labels = [
-            tick.label1.get_window_extent()
-            for tick in axes.xaxis.get_major_ticks()
-            if low <= tick.get_loc() <= high and tick.label1.get_text()
-        ]
-        for one, next_one in pairwise(labels):
-            assert one.x1 <= next_one.x0
 
 
 def test_curve_and_band_are_those_of_the_last_density():
