@@ -1,11 +1,12 @@
 """``hessian-lab``: parse, call, print, and turn errors into exit statuses."""
 
 import argparse
+import contextlib
 import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -54,13 +55,13 @@ def _main(arguments: list[str]) -> int:
         print(SHORT_HELP, end="")
         return DONE
     args = parse(*build(), arguments)
-    _set_up_logs(args)
-    try:
-        return int(_module(args.command).run(args))
-    except BrokenPipeError:
-        raise
-    except Exception as error:
-        return _report(error, verbose=getattr(args, "verbose", False))
+    with _logs(args):
+        try:
+            return int(_module(args.command).run(args))
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            return _report(error, verbose=getattr(args, "verbose", False))
 
 
 def _mend_streams() -> None:
@@ -124,8 +125,9 @@ def _module(name: str) -> ModuleType:
     return import_module(COMMANDS[name])
 
 
-def _set_up_logs(args: argparse.Namespace) -> None:
-    """Send logs to stderr, one plain line each."""
+@contextlib.contextmanager
+def _logs(args: argparse.Namespace) -> Iterator[None]:
+    """Send logs to stderr, one plain line each, and leave the logger as it was."""
     level = logging.INFO
     if getattr(args, "quiet", False):
         level = logging.ERROR
@@ -133,9 +135,14 @@ def _set_up_logs(args: argparse.Namespace) -> None:
         level = logging.DEBUG
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("hessian-lab: %(message)s"))
-    logger.handlers[:] = [handler]
+    former = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers[:], logger.propagate = [handler], False
     logger.setLevel(level)
-    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.handlers[:], level, logger.propagate = former
+        logger.setLevel(level)
 
 
 def _report(error: Exception, *, verbose: bool) -> int:

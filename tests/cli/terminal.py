@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -44,20 +43,15 @@ def refuse_constant(name):
 def typed(directory, *words) -> Answer:
     """Return what a command answers when it is typed in a directory, in this process."""
     out, err = io.StringIO(), io.StringIO()
-    logger = logging.getLogger("hessian_lab")
-    former = logger.handlers[:], logger.level, logger.propagate
-    try:
-        with (
-            contextlib.chdir(directory),
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(err),
-        ):
-            try:
-                status = main([str(word) for word in words])
-            except SystemExit as stop:
-                status = stop.code
-    finally:
-        logger.handlers[:], logger.level, logger.propagate = former
+    with (
+        contextlib.chdir(directory),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
     return Answer(status, out.getvalue(), err.getvalue())
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import io
+import logging
 import os
 import re
 import shutil
@@ -565,3 +566,16 @@ def test_main_reads_the_command_line(monkeypatch):
     with contextlib.redirect_stdout(out):
         assert main() == 0
     assert "lbfgs" in out.getvalue()
+
+
+def test_a_command_leaves_the_callers_logs_as_they_were(tmp_path, caplog):
+    logger = logging.getLogger("hessian_lab")
+    former = logger.handlers[:], logger.level, logger.propagate
+
+    for words in (["list", "acts"], ["eigs", "--run", "nowhere", "--quiet"]):
+        typed(tmp_path, *words)
+        assert (logger.handlers[:], logger.level, logger.propagate) == former
+        logging.getLogger("hessian_lab.training.loop").warning("heard after %s", words[0])
+
+    assert "heard after list" in caplog.text
+    assert "heard after eigs" in caplog.text
