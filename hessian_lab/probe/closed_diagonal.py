@@ -20,6 +20,7 @@ from hessian_lab.names import known
 from hessian_lab.probe.closed_form import _Pass, _run, _slots, _times, _widest, _Workspace
 from hessian_lab.probe.hessian import _check, has_closed_form, output_derivatives
 from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.signal import Signal
 
 Matrix = Literal["hessian", "ggn"]
@@ -33,6 +34,7 @@ CHUNK_RANGE = (8, 1024)
 NUM_PANELS = 2
 
 
+@full_precision()
 def exact_diagonal(
     model: CoordinateMLP,
     loss: Loss,

@@ -10,6 +10,7 @@ from hessian_lab.probe.closed_form import _chunk_size, _run, _slots, _widest, _W
 from hessian_lab.probe.closed_kernel import kernel_squares
 from hessian_lab.probe.closed_slabs import NUM_PANELS, Slab, divide, unit_numbers
 from hessian_lab.probe.memory import available_bytes, require_bytes
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.signal import Signal
 
 # Numbers in a slab, unless so many units of a map have more: the derivatives by z that every slab
@@ -18,6 +19,7 @@ SLAB_NUMBERS = 1 << 24
 LEAST_UNITS = 8
 
 
+@full_precision()
 def exact_row_norms(
     model: CoordinateMLP,
     loss: Loss,

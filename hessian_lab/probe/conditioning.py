@@ -16,6 +16,7 @@ from hessian_lab.probe.operators import (
     as_operator,
     require_finite,
 )
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.spectrum import spectrum
 from hessian_lab.probe.vectors import gaussian
 
@@ -52,6 +53,7 @@ class ConditionNumber:
         return f"{'' if self.resolved else '≥ '}{self.value:.3g}"
 
 
+@full_precision()
 def condition_number(
     operator: Multiplies, *, num_steps: int | None = None, seed: int = 0
 ) -> ConditionNumber:

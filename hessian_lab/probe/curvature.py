@@ -17,7 +17,7 @@ from hessian_lab.probe.checks import (
 )
 from hessian_lab.probe.data import Data, Points
 from hessian_lab.probe.kept_graph import trainable
-from hessian_lab.probe.linearize import Linearizer
+from hessian_lab.probe.linearize import Linearization, Linearizer
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
@@ -89,13 +89,19 @@ class _CurvatureOperator(SymmetricOperator):
         parts = self._kept or self._linearizer.each(self._points, self.num_points)
         total: Tensor | None = None
         for part in parts:
-            products = torch.cat([part.products(some) for some in rows.split(BLOCK_COLUMNS)])
+            products = _in_blocks(part, rows)
             if self._kept is not None and len(self._kept) == 1:
                 return products.T
             # Many batches of a float32 model add up in double precision.
             total = products.double() if total is None else total.add_(products)
         assert total is not None
         return total.to(self.dtype).T
+
+
+def _in_blocks(part: Linearization, rows: Tensor) -> Tensor:
+    if len(rows) <= BLOCK_COLUMNS:
+        return part.products(rows)
+    return torch.cat([part.products(some) for some in rows.split(BLOCK_COLUMNS)])
 
 
 class HessianOperator(_CurvatureOperator):

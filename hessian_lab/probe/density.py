@@ -12,6 +12,7 @@ from hessian_lab.probe.eigenpairs import extreme_eigenpairs
 from hessian_lab.probe.lanczos import Tridiagonalization, tridiagonalize
 from hessian_lab.probe.measure import SpectralMeasure
 from hessian_lab.probe.operators import Multiplies, SymmetricOperator, as_operator
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.settled import Candidates, Settled, agreement, candidates, without
 from hessian_lab.probe.vectors import Distribution, probes
 
@@ -22,6 +23,7 @@ SMALLEST_REST = 1e-6
 TINY = torch.finfo(torch.float64).tiny
 
 
+@full_precision()
 def spectral_measure(
     operator: Multiplies,
     *,

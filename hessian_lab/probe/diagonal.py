@@ -11,12 +11,14 @@ from hessian_lab.probe.deletions import Sketch
 from hessian_lab.probe.estimate import Estimate
 from hessian_lab.probe.leave_one_out import mean_diagonal
 from hessian_lab.probe.operators import Multiplies
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.sketch import Probing
 from hessian_lab.probe.vectors import Distribution
 
 DiagonalMethod = Literal["hutchinson", "xdiag"]
 
 
+@full_precision()
 def diagonal(
     operator: Multiplies,
     *,

@@ -12,6 +12,7 @@ from hessian_lab.probe.operators import (
     as_operator,
     require_finite,
 )
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.thick_restart import Search, Signs
 
 Which = Literal["largest", "smallest", "both", "magnitude"]
@@ -71,6 +72,7 @@ class Eigenpairs:
         )
 
 
+@full_precision()
 def extreme_eigenpairs(
     operator: Multiplies,
     *,

@@ -16,6 +16,7 @@ from hessian_lab.probe.operators import (
     as_operator,
     require_finite,
 )
+from hessian_lab.probe.precision import full_precision
 
 # A residual this many roundings below ‖T‖ is noise: the Krylov space is exhausted.
 BREAKDOWN_ROUNDINGS = 10
@@ -78,6 +79,7 @@ class Tridiagonalization:
         return Ritz(*map(torch.from_numpy, (values, weights, residuals)))
 
 
+@full_precision()
 def tridiagonalize(
     operator: Multiplies, starts: Tensor, *, num_steps: int, keep_basis: bool = False
 ) -> Tridiagonalization:

@@ -16,6 +16,7 @@ from hessian_lab.probe.data import Points
 from hessian_lab.probe.hessian import is_plain_field, output_derivatives
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, block_size, saved_bytes
 from hessian_lab.probe.linearized import LinearizedField, Matrix, stored_numbers
+from hessian_lab.probe.passes import Workspace
 
 # Points of the two samples from which the memory per point of a graph is told.
 SAMPLES = (16, 32)
@@ -44,6 +45,8 @@ class Linearizer:
         self.loss = loss
         self.matrix = matrix
         self.field = _field_of(model)
+        weights = [layer.weight.detach() for layer in self.field.maps] if self.field else []
+        self.workspace = Workspace(weights, full=matrix == "hessian")
         self.model = model
         self.modes = [(part, part.training) for part in model.modules()]
         self.buffers = {name: value.detach().clone() for name, value in model.named_buffers()}
@@ -117,7 +120,13 @@ class Linearizer:
             if derivatives is not None:
                 weighed = [derivative * share for derivative in derivatives]
                 return self._restricted(
-                    LinearizedField(self.field, inputs, *weighed, matrix=self.matrix)
+                    LinearizedField(
+                        self.field,
+                        inputs,
+                        *weighed,
+                        matrix=self.matrix,
+                        workspace=self.workspace,
+                    )
                 )
         return self._kept(inputs, targets, share)
 

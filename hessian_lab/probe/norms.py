@@ -11,12 +11,14 @@ from hessian_lab.probe.diagonal import Regression
 from hessian_lab.probe.estimate import Estimate, skewness
 from hessian_lab.probe.leave_one_out import Means, mean_squares, mean_trace
 from hessian_lab.probe.operators import Multiplies
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.sketch import Probing
 from hessian_lab.probe.vectors import Distribution
 
 NormMethod = Literal["hutchinson", "leave-one-out"]
 
 
+@full_precision()
 def row_norms(
     operator: Multiplies,
     *,
@@ -72,6 +74,7 @@ def row_norms(
     return estimate(operator, budget, kinds, _exact_rows)
 
 
+@full_precision()
 def frobenius_norm(
     operator: Multiplies,
     *,

@@ -1,7 +1,7 @@
 """Full precision inside curvature code, whatever the caller has allowed elsewhere."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from contextlib import ContextDecorator, ExitStack
 from typing import Any
 
 import torch
@@ -22,9 +22,34 @@ _EXACT = ("ieee", "none")
 _DEVICES = ("cpu", "cuda")
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch TF32, bfloat16 shortcuts and autocast off, and back to what they were."""
+class _State(threading.local):
+    depth = 0
+    stack = ExitStack()
+
+
+_state = _State()
+
+
+class full_precision(ContextDecorator):
+    """Switch TF32, bfloat16 shortcuts and autocast off, and back to what they were.
+
+    A context and a decorator. The outermost one of a thread asks every switch, which takes as long
+    as a product of a small matrix; those inside it ask none.
+    """
+
+    def __enter__(self) -> None:
+        if not _state.depth:
+            _state.stack = _switched_off()
+        _state.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        _state.depth -= 1
+        if not _state.depth:
+            _state.stack.close()
+
+
+def _switched_off() -> ExitStack:
+    """Switch off what is on, and return what switches it on again."""
     with ExitStack() as stack:
         for device in _DEVICES:
             if torch.is_autocast_enabled(device):
@@ -33,4 +58,4 @@ def full_precision() -> Iterator[None]:
             if backend.fp32_precision not in _EXACT:
                 stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
                 backend.fp32_precision = "ieee"
-        yield
+        return stack.pop_all()

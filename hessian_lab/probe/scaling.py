@@ -15,6 +15,7 @@ from hessian_lab.probe.diagonal import DiagonalMethod, diagonal
 from hessian_lab.probe.estimate import Estimate
 from hessian_lab.probe.norms import NormMethod, row_norms
 from hessian_lab.probe.operators import Multiplies, as_operator
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.vectors import Distribution
 
 
@@ -44,6 +45,7 @@ class Scaling:
         return f"scale in [{low:.3g}, {high:.3g}]{error}{unscaled}"
 
 
+@full_precision()
 def scaling(
     values: Tensor, *, dtype: torch.dtype | None = None, estimate: Estimate[Tensor] | None = None
 ) -> Scaling:

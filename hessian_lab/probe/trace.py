@@ -11,12 +11,14 @@ from hessian_lab.probe.deletions import Sketch
 from hessian_lab.probe.estimate import Estimate, skewness
 from hessian_lab.probe.leave_one_out import mean_trace
 from hessian_lab.probe.operators import Multiplies
+from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.sketch import Basis, Probing, looks_diagonal
 from hessian_lab.probe.vectors import Distribution
 
 TraceMethod = Literal["hutchinson", "hutch++", "xtrace"]
 
 
+@full_precision()
 def trace(
     operator: Multiplies,
     *,

@@ -2,13 +2,17 @@
 
 Run it with ``python -m tests.benchmarks.products``. The unit is the floor: six products of
 [p, h] by [h, h] per hidden map, timed in the same rounds. Rounds are interleaved and medians
-compared, because machines drift.
+compared, because machines drift; within a round a call is repeated, as every algorithm does.
+Threads are bound to cores: those that wander make some processes a third slower, the floor less.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
+
+os.environ.setdefault("OMP_PROC_BIND", "true")
 
 import torch
 from torch import nn
@@ -20,6 +24,8 @@ from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.signal import Signal
 
 ROUNDS = 21
+# Seconds of calls in a row.
+RUN = 0.02
 BLOCK = 16
 # (activation, width, points, vectors) -> what a vector may cost, in floors.
 TARGETS = {
@@ -43,9 +49,12 @@ class Wave(nn.Module):
 
 
 def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
+    """Return the time of a call, one of a run of them."""
+    calls, start = 0, time.perf_counter()
+    while not calls or time.perf_counter() - start < RUN:
+        function()
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
 def floor(width, num_points, num_maps):

@@ -102,13 +102,31 @@ def test_products_leave_no_trace_in_later_ones():
     assert not field.products(torch.zeros_like(rows)).any()
 
 
-def test_buffers_are_kept_of_one_shape_alone():
+def test_buffers_are_kept_of_the_last_two_widths_alone():
     model = small_field("sine", depth=3)
     field = linearize(model, mse, points())
-    for num in (16, 1, 2, 3, 4):
+    for num in (16, 1, 2, 3, 4, 3):
         field.products(rows_of(model, num))
-    buffers = [buffer for each in field._buffers.values() for buffer in each]
-    assert sum(buffer.numel() for buffer in buffers) <= 37 * 4 * 5 * (2 * 3 + 2)
+    workspace = field._workspace
+    assert set(workspace.blocks) == {num for num, _ in workspace._spaces} == {3, 4}
+    assert set(field._bound) == set(workspace.blocks.values())
+    numbers = sum(
+        buffer.numel()
+        for space in workspace._spaces.values()
+        for buffer in (*space.tangents, *space.moved, space.curved)
+    )
+    assert numbers == (3 + 4) * 37 * (5 * 3 + 5 * 3 + 2)
+
+
+def test_batches_of_a_loader_share_their_buffers():
+    model = small_field("sine", depth=3)
+    signal = points(num_points=40)
+    loader = list(zip(signal.coords.split(10), signal.values.split(10), strict=True))
+    operator = HessianOperator(model, mse, loader)
+    expected = operator.dense()
+    assert len({id(kept._workspace) for kept in operator._kept}) == 1
+    assert len(operator._kept[0]._workspace._spaces) <= 2
+    assert_same(expected, dense_hessian(model, mse, signal))
 
 
 @pytest.mark.parametrize("widths", [(7, 3), (3, 7), (1, 9), (4, 4)])
