@@ -96,15 +96,17 @@ def _extremes(one: Estimate) -> Iterable[str]:
 def _ladder(one: Estimate, density: LogDensity) -> list[str]:
     """Return the shares below multiples of max|λ|, and what is not resolved."""
     lump = density.lump
+    end = density.floor / one.spectral_radius if one.spectral_radius else 0.0
+    lowest = end, float(lump.estimate), float(lump.lower), float(lump.upper)
     rows = [
-        (f"{ratio:.1e} max|λ|", share, low, high) for ratio, share, low, high in one.shares_within
+        (f"{ratio:.1e} max|λ|{mark}", share, low, high)
+        for mark, each in (("  ", one.shares_within), (" *", [lowest]))
+        for ratio, share, low, high in each
     ]
-    lowest = float(lump.estimate), float(lump.lower), float(lump.upper)
-    rows.append((f"{density.floor:.1e} *", *lowest))
     return [
         f"share of |λ| at or below   ({lump.level:.0%} interval)",
         *(
-            f"{label:>17} {share:6.1%} ({low:5.1%} to {high:6.1%}) "
+            f"{label} {share:6.1%} ({low:5.1%} to {high:6.1%}) "
             f"{'█' * round(BAR_WIDTH * share)}".rstrip()
             for label, share, low, high in rows
         ),

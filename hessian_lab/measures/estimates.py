@@ -108,6 +108,11 @@ class Estimate:
         """The smallest eigenvalue found, sign included."""
         return min(self.extreme_values, default=math.nan)
 
+    @property
+    def spectral_radius(self) -> float:
+        """The largest |λ| found."""
+        return max(map(abs, self.extreme_values), default=math.nan)
+
     def to_json(self) -> dict[str, Any]:
         """Return the keys of a dense spectrum, None where unknown, and what only estimates have."""
         known = {
@@ -273,7 +278,7 @@ def _estimate(operator: SymmetricOperator, settings: Settings) -> Estimate:
             operator, num_probes=settings.num_probes, num_steps=steps, seed=seed
         )
         density, num_products = measure.log_density(), measure.num_products
-        shares = _shares_within(measure)
+        shares = _shares_within(measure, float(pairs.values.abs().max()))
         trace = _mean(measure.moment(1) * size)
         square, error = _mean(measure.moment(2) * size)
         norm = square**0.5, error / (2 * square**0.5) if square else 0.0
@@ -295,13 +300,15 @@ def _estimate(operator: SymmetricOperator, settings: Settings) -> Estimate:
     )
 
 
-def _shares_within(measure: SpectralMeasure) -> list[tuple[float, float, float, float]]:
+def _shares_within(
+    measure: SpectralMeasure, spectral_radius: float
+) -> list[tuple[float, float, float, float]]:
     """Return the shares below half decades of max|λ|, down to what is resolved."""
     rows = []
     for ratio in (10.0 ** (-half / 2) for half in range(1, 28)):
-        if ratio * measure.radius < measure.resolution:
+        if ratio * spectral_radius < measure.resolution:
             break
-        band = measure.mass_within(ratio * measure.radius)
+        band = measure.mass_within(ratio * spectral_radius)
         rows.append((ratio, float(band.estimate), float(band.lower), float(band.upper)))
     return rows
 

@@ -384,6 +384,21 @@ def test_a_table_tells_extremes_with_residuals_and_shares_with_intervals(run):
     assert f"≥ {spectrum['condition_number']:.1e}" in answer.out
 
 
+def test_shares_in_a_table_fall_with_the_radius(run):
+    words = ("eigs", "--run", "run", "--method", "slq", *FEW, "--lanczos-steps", "20")
+    words += ("--every", "9")
+    one = typed(run.parent, *words, "--json").json["spectra"][-1]
+    table = typed(run.parent, *words).out
+    rows = re.findall(r"^(\d\.\de[+-]\d\d) max\|λ\| [ *]\s+([\d.]+)% \(", table, re.M)
+    ratios, shares = np.array(rows, dtype=float).T
+    assert len(rows) == len(one["shares_within"]) + 1 >= 2
+    assert (np.diff(ratios) <= 0).all()
+    assert (np.diff(shares) <= 0).all()
+    # The last row is where the resolution ends, in multiples of max|λ| as the others are.
+    floor = one["density"]["floor"] / max(one["lambda_max"], -one["lambda_min"])
+    assert ratios[-1] == pytest.approx(floor, rel=0.05)
+
+
 def test_progress_is_plain_lines_where_stderr_is_no_terminal(run):
     answer = typed(run.parent, "eigs", "--run", "run", "--method", "lanczos", "--num", "1")
     assert "\r" not in answer.err
