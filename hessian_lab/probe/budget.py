@@ -13,6 +13,8 @@ from hessian_lab.probe.vectors import Distribution
 
 # Tables of one row per entry and one column per product that a sketch holds at its peak.
 SKETCH_TABLES = 4
+# The method that estimates nothing.
+EXACT = "exact"
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,28 @@ def estimate(
     budget: Budget,
     kinds: Mapping[str, type[Estimator[Value]]],
     exact: Callable[[Probing], Estimate[Value]],
+    known: Callable[[Probing], Estimate[Value] | None],
 ) -> Estimate[Value]:
     """Return the estimate of the chosen kind within the budget, or the exact value if in reach.
+
+    Args:
+        operator: The matrix.
+        budget: What is asked for; with the method "exact" nothing of it but that.
+        kinds: The estimators by their method.
+        exact: Multiplies the columns of the matrix out.
+        known: Returns what the operator knows without products, or None.
 
     Raises:
         ValueError: For options out of range.
         ResourceError: If the vectors of a sketch do not fit in memory.
     """
-    if budget.method not in kinds:
-        raise ValueError(f"method must be one of {', '.join(kinds)}, got {budget.method!r}.")
-    kind = kinds[budget.method]
+    methods = (*kinds, EXACT)
+    if budget.method not in methods:
+        raise ValueError(f"method must be one of {', '.join(methods)}, got {budget.method!r}.")
     probing = Probing(operator, seed=budget.seed, distribution=budget.distribution)
+    if budget.method == EXACT:
+        return known(probing) or exact(probing)
+    kind = kinds[budget.method]
     _check(budget, kind.least_products, probing.size)
     if budget.num_products >= probing.size:
         return exact(probing)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hessian_lab.errors import NonFiniteError
 from hessian_lab.losses import Loss
 from hessian_lab.probe.data import Points
-from hessian_lab.probe.kept_graph import trainable
+from hessian_lab.probe.kept_graph import trainable, wrong_derivative
 from hessian_lab.probe.linearize import Linearizer
 from hessian_lab.probe.operators import SymmetricOperator, require_symmetric
 
@@ -28,10 +28,7 @@ def check_symmetry(operator: SymmetricOperator) -> None:
     try:
         require_symmetric(operator)
     except ValueError as error:
-        raise ValueError(
-            "model and loss must be twice differentiable: uᵀ H v and vᵀ H u differ for random u, "
-            "v. One of their operations has a wrong second derivative."
-        ) from error
+        raise wrong_derivative("uᵀ H v and vᵀ H u differ for random u, v") from error
 
 
 def check_model(model: nn.Module, loss: Loss) -> None:

@@ -9,7 +9,6 @@ at the read-out, is what φ″ adds. The cross-layer terms never touch the diago
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +16,20 @@ from torch import Tensor, nn
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
 from hessian_lab.names import known
-from hessian_lab.probe.closed_form import _Pass, _run, _slots, _times, _widest, _Workspace
-from hessian_lab.probe.hessian import _check, has_closed_form, output_derivatives
+from hessian_lab.probe.closed_form import (
+    Pass,
+    Scratch,
+    run_pass,
+    slots_of,
+    times_matrix,
+    widest_map,
+)
+from hessian_lab.probe.hessian import checked_size, has_closed_form, output_derivatives
+from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.signal import Signal
 
-Matrix = Literal["hessian", "ggn"]
 # The operator that an estimator takes for each matrix.
 OPERATORS = {"hessian": "HessianOperator", "ggn": "GGNOperator"}
 # Numbers in one panel of one pass, and the range of points per pass. A panel is walked through
@@ -76,9 +82,23 @@ def exact_diagonal(
     slope, curvature = closed_derivatives(
         model, loss, signal, matrix=matrix, chunk_size=chunk_size, estimator="diagonal"
     )
-    slots, least, most = _slots(model), *CHUNK_RANGE
-    square = _widest(slots) ** 2
-    size = min(chunk_size or min(max(PANEL_NUMBERS // square, least), most), signal.num_points)
+    return diagonal_at(model, signal.coords, slope, curvature, matrix=matrix, chunk_size=chunk_size)
+
+
+def diagonal_at(
+    model: CoordinateMLP,
+    coords: Tensor,
+    slope: Tensor,
+    curvature: Tensor,
+    *,
+    matrix: Matrix,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return ``exact_diagonal`` from ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] at coordinates [p, d]."""
+    num_points = len(coords)
+    slots, least, most = slots_of(model), *CHUNK_RANGE
+    square = widest_map(slots) ** 2
+    size = min(chunk_size or min(max(PANEL_NUMBERS // square, least), most), num_points)
     require_bytes(
         NUM_PANELS * size * square * slope.element_size(),
         f"The exact diagonal of {slots[-1].bias.stop} parameters",
@@ -87,10 +107,10 @@ def exact_diagonal(
     )
     with torch.no_grad():
         weights = [layer.weight for layer in model.maps]
-        sums, space = zeros(model, like=slope), _Workspace(slope)
-        for start in range(0, signal.num_points, size):
+        sums, space = zeros(model, like=slope), Scratch(slope)
+        for start in range(0, num_points, size):
             rows = slice(start, start + size)
-            chunk = _run(model, signal.coords[rows], slope[rows], curvature[rows])
+            chunk = run_pass(model, coords[rows], slope[rows], curvature[rows])
             squares = [inputs.square() for inputs in chunk.inputs]
             for i, turned in jacobians(chunk, weights):
                 sums[i] += (turned * (chunk.curvature @ turned)).sum(dim=1).T @ squares[i]
@@ -119,7 +139,7 @@ def closed_derivatives(
     cure = f"Estimate instead: {estimator}({OPERATORS[matrix]}(model, loss, signal))."
     if not isinstance(model, CoordinateMLP):
         raise TypeError(f"model must be a CoordinateMLP, got {type(model).__name__}. {cure}")
-    _check(model, signal, chunk_size)
+    checked_size(model, signal, chunk_size)
     if not has_closed_form(model):
         raise ValueError(
             "model must be a CoordinateMLP as it was built, every parameter trainable and no "
@@ -144,7 +164,7 @@ def flat(tables: Iterable[Tensor]) -> Tensor:
     return torch.cat([part.flatten() for table in tables for part in (table[:, :-1], table[:, -1])])
 
 
-def jacobians(chunk: _Pass, weights: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
+def jacobians(chunk: Pass, weights: list[Tensor]) -> Iterator[tuple[int, Tensor]]:
     """Yield ``Uᵢ = ∂f/∂zᵢ`` [p, c, o] for every map, last to first."""
     outputs = chunk.curvature
     turned = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
@@ -156,7 +176,7 @@ def jacobians(chunk: _Pass, weights: list[Tensor]) -> Iterator[tuple[int, Tensor
 
 
 def _activation_diagonals(
-    chunk: _Pass, weights: list[Tensor], space: _Workspace
+    chunk: Pass, weights: list[Tensor], space: Scratch
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the diagonal [p, o] of ``Bᵢ`` for every hidden map, last to first."""
     if not any(bool(bend.any()) for bend in chunk.bends):
@@ -169,13 +189,15 @@ def _activation_diagonals(
     for i in range(last - 1, 0, -1):
         bent = pull_back(scaled, weights[i + 1], chunk.slopes[i], space)
         yield i, bent.diagonal(dim1=1, dim2=2).add_(chunk.bends[i])
-        scaled = _times(bent, weights[i], out=space("scaled", *bent.shape[:2], weights[i].shape[1]))
+        scaled = times_matrix(
+            bent, weights[i], out=space("scaled", *bent.shape[:2], weights[i].shape[1])
+        )
     if last:
         scaled *= weights[1]
         yield 0, scaled.sum(dim=1) * chunk.slopes[0].square() + chunk.bends[0]
 
 
-def pull_back(scaled: Tensor, weight: Tensor, slope: Tensor, space: _Workspace) -> Tensor:
+def pull_back(scaled: Tensor, weight: Tensor, slope: Tensor, space: Scratch) -> Tensor:
     """Return ``D (Wᵀ S W) D`` [p, k, k] from ``S W`` [p, o, k], which is overwritten."""
     scaled *= slope.unsqueeze(1)
     bent = space("bent", len(scaled), weight.shape[1], weight.shape[1])

@@ -43,7 +43,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
     """Where one affine map stands in the flat parameters: weight [o, k], then bias [o]."""
 
     start: int
@@ -52,10 +52,12 @@ class _Slot:
 
     @property
     def weight(self) -> slice:
+        """Where the weight stands among the flat parameters."""
         return slice(self.start, self.start + self.fan_in * self.fan_out)
 
     @property
     def bias(self) -> slice:
+        """Where the bias stands among the flat parameters."""
         return slice(self.weight.stop, self.weight.stop + self.fan_out)
 
     def part(self, rows: slice) -> tuple[slice, slice]:
@@ -66,7 +68,7 @@ class _Slot:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """One chunk of points, run forward and backward; the index of each list is the map."""
 
     inputs: list[Tensor]  # ã [p, k + 1]
@@ -99,16 +101,16 @@ def assemble(
             and at least 8. The last pass may be shorter.
     """
     maps = model.maps
-    slots = _slots(model)
+    slots = slots_of(model)
     size = slots[-1].bias.stop
-    chunk_size = chunk_size or _chunk_size(slots, len(coords))
-    space = _Workspace(coords)
+    chunk_size = chunk_size or default_chunk_size(slots, len(coords))
+    space = Scratch(coords)
     blocks = _Blocks(slots, like=coords, parts=parts, space=space)
     with torch.no_grad():
         weights = [layer.weight for layer in maps]
         for chunk in range(0, len(coords), chunk_size):
             rows = slice(chunk, chunk + chunk_size)
-            blocks.add(_run(model, coords[rows], slope[rows], curvature[rows]), weights)
+            blocks.add(run_pass(model, coords[rows], slope[rows], curvature[rows]), weights)
         hessian = coords.new_empty(size, size)
         blocks.write(hessian)
     return hessian
@@ -116,25 +118,25 @@ def assemble(
 
 def num_parameters(model: CoordinateMLP) -> int:
     """Return the parameters of a field's affine maps, from their sizes."""
-    return int(_slots(model)[-1].bias.stop)
+    return int(slots_of(model)[-1].bias.stop)
 
 
 def temporary_numbers(model: CoordinateMLP, num_points: int, chunk_size: int | None = None) -> int:
     """Return how many numbers ``assemble`` keeps at most beside the matrix itself."""
-    slots = _slots(model)
+    slots = slots_of(model)
     sums = sum(math.prod(curved) + math.prod(crossed) for _, curved, crossed in _sums(slots))
-    points = min(num_points, chunk_size or _chunk_size(slots, num_points))
-    return sums + NUM_PANELS * points * _widest(slots) ** 2
+    points = min(num_points, chunk_size or default_chunk_size(slots, num_points))
+    return sums + NUM_PANELS * points * widest_map(slots) ** 2
 
 
 def _sums(
-    slots: list[_Slot],
+    slots: list[Slot],
 ) -> Iterator[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]:
     """Yield each block ``i >= j`` with the shapes of its curved and of its crossed sum."""
     for i, high in enumerate(slots):
         for j, low in enumerate(slots[: i + 1]):
             if i == j:
-                stairs = _Stairs(high.fan_out), _Stairs(high.fan_in + 1)
+                stairs = Stairs(high.fan_out), Stairs(high.fan_in + 1)
                 curved = stairs[0].numbers, stairs[1].numbers
             else:
                 curved = high.fan_out * low.fan_out, (high.fan_in + 1) * (low.fan_in + 1)
@@ -142,26 +144,29 @@ def _sums(
             yield (i, j), curved, crossed if i - j >= 2 else (0, 0)
 
 
-def _slots(model: CoordinateMLP) -> list[_Slot]:
-    slots: list[_Slot] = []
+def slots_of(model: CoordinateMLP) -> list[Slot]:
+    """Return the place of every map, first to last."""
+    slots: list[Slot] = []
     start = 0
     for layer in model.maps:
-        slots.append(_Slot(start, layer.in_features, layer.out_features))
+        slots.append(Slot(start, layer.in_features, layer.out_features))
         start = slots[-1].bias.stop
     return slots
 
 
-def _widest(slots: list[_Slot]) -> int:
+def widest_map(slots: list[Slot]) -> int:
+    """Return the largest side of a map, its bias counted as an input."""
     return max(max(slot.fan_in + 1, slot.fan_out) for slot in slots)
 
 
-def _chunk_size(slots: list[_Slot], num_points: int) -> int:
+def default_chunk_size(slots: list[Slot], num_points: int) -> int:
+    """Return how many points fill a panel."""
     least, most = CHUNK_RANGE
-    wanted = min(max(PANEL_NUMBERS // _widest(slots) ** 2, least), most)
+    wanted = min(max(PANEL_NUMBERS // widest_map(slots) ** 2, least), most)
     return math.ceil(num_points / math.ceil(num_points / wanted))
 
 
-def _run(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor) -> _Pass:
+def run_pass(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor) -> Pass:
     """Run one chunk forward and backward."""
     maps = model.maps
     state = encode(coords, model.octaves)
@@ -178,17 +183,17 @@ def _run(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor)
         arriving = deltas[-1] @ layer.weight
         deltas.append(arriving * first)
         bends.append(arriving * second)
-    return _Pass(inputs, deltas[::-1], slopes, bends[::-1], curvature)
+    return Pass(inputs, deltas[::-1], slopes, bends[::-1], curvature)
 
 
-def _times(stack: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
+def times_matrix(stack: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
     """Return ``stack @ matrix`` for [p, a, b] and [b, c], as one product."""
     torch.mm(stack.flatten(0, 1), matrix, out=out.flatten(0, 1))
     return out
 
 
 @dataclass(frozen=True)
-class _Stairs:
+class Stairs:
     """The lower triangle of a symmetric matrix, packed in steps of a few rows of equal length.
 
     Nearly half of the products of a diagonal block, in a handful of calls instead of one per row.
@@ -219,7 +224,7 @@ class _Stairs:
         return torch.tril(table) + torch.tril(table, -1).T
 
 
-class _Workspace:
+class Scratch:
     """Buffers that every chunk reuses: faulting in fresh pages costs more than filling them."""
 
     def __init__(self, like: Tensor) -> None:
@@ -237,14 +242,12 @@ class _Workspace:
 class _Blocks:
     """Sums over points of every block ``i >= j``, in the order that the products leave them in."""
 
-    def __init__(
-        self, slots: list[_Slot], *, like: Tensor, parts: Parts, space: _Workspace
-    ) -> None:
+    def __init__(self, slots: list[Slot], *, like: Tensor, parts: Parts, space: Scratch) -> None:
         self.slots = slots
         self.parts = parts
         self.space = space
         sizes = {size for slot in slots for size in (slot.fan_out, slot.fan_in + 1)}
-        self.stairs = {size: _Stairs(size) for size in sizes}
+        self.stairs = {size: Stairs(size) for size in sizes}
         self.curved: dict[tuple[int, int], Tensor] = {}  # [o_i o_j, (k_i + 1) (k_j + 1)]
         self.crossed: dict[tuple[int, int], Tensor] = {}  # [o_j k_i, o_i (k_j + 1)]
         for place, curved, crossed in _sums(slots):
@@ -252,7 +255,7 @@ class _Blocks:
             if math.prod(crossed) and parts.cross:
                 self.crossed[place] = like.new_zeros(crossed)
 
-    def add(self, chunk: _Pass, weights: list[Tensor]) -> None:
+    def add(self, chunk: Pass, weights: list[Tensor]) -> None:
         """Add one chunk of points to every block."""
         if self.parts.ggn or self.parts.activation:
             self._add_curved(chunk, weights)
@@ -261,7 +264,7 @@ class _Blocks:
                 self._add_neighbour(j + 1, chunk)
                 self._add_crossed(j, chunk, weights)
 
-    def _add_curved(self, chunk: _Pass, weights: list[Tensor]) -> None:
+    def _add_curved(self, chunk: Pass, weights: list[Tensor]) -> None:
         """Add ``(ãᵢ₋₁ ãᵢ₋₁ᵀ) ⊗ Sᵢ`` and its row of blocks for every map, last to first."""
         bent = self.space("bent", *chunk.curvature.shape)  # S [p, o, o]
         if self.parts.ggn:
@@ -272,16 +275,16 @@ class _Blocks:
             self._add_diagonal(i, bent, chunk)
             if i:
                 # S W D with D = diag φ′: a row of blocks and the next S both start from it.
-                scaled = _times(bent, weights[i], out=self._stack("scaled", bent, weights[i]))
+                scaled = times_matrix(bent, weights[i], out=self._stack("scaled", bent, weights[i]))
                 scaled *= chunk.slopes[i - 1].unsqueeze(1)
                 self._add_row(i, scaled, chunk, weights)
                 bent = self._bend(i, scaled, chunk, weights[i])
 
-    def _bend(self, i: int, scaled: Tensor, chunk: _Pass, weight: Tensor) -> Tensor:
+    def _bend(self, i: int, scaled: Tensor, chunk: Pass, weight: Tensor) -> Tensor:
         """Return ``Sᵢ₋₁ = D (Wᵢᵀ Sᵢ Wᵢ) D + diag(∂ℓ/∂a φ″)`` [p, k, k] from ``Sᵢ Wᵢ D``."""
         turned = self.space("left", len(scaled), scaled.shape[2], scaled.shape[1])
         turned.copy_(scaled.transpose(1, 2))
-        bent = _times(turned, weight, out=self._stack("bent", turned, weight))
+        bent = times_matrix(turned, weight, out=self._stack("bent", turned, weight))
         bent *= chunk.slopes[i - 1].unsqueeze(1)
         if self.parts.activation:
             bent.diagonal(dim1=1, dim2=2).add_(chunk.bends[i - 1])
@@ -291,7 +294,7 @@ class _Blocks:
         """Return a buffer for the product of a stack [p, a, b] and a matrix [b, c]."""
         return self.space(name, *left.shape[:2], matrix.shape[1])
 
-    def _add_diagonal(self, i: int, curvature: Tensor, chunk: _Pass) -> None:
+    def _add_diagonal(self, i: int, curvature: Tensor, chunk: Pass) -> None:
         outer = self._packed("right", chunk.inputs[i].unsqueeze(2), chunk.inputs[i].unsqueeze(1))
         bent = self._packed("left", curvature, None)
         self.curved[i, i].addmm_(bent.T, outer)
@@ -308,17 +311,17 @@ class _Blocks:
                 torch.mul(left[:, rows], right[:, :, : rows.stop], out=target)
         return packed
 
-    def _add_row(self, i: int, scaled: Tensor, chunk: _Pass, weights: list[Tensor]) -> None:
+    def _add_row(self, i: int, scaled: Tensor, chunk: Pass, weights: list[Tensor]) -> None:
         """Add ``(ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ Sᵢ Wᵢ Rᵢ₋₁,ⱼ`` for every j < i, one more map at a time."""
         for j in range(i - 1, -1, -1):
             if j < i - 1:
                 target = self._stack(f"walked {j % 2}", scaled, weights[j + 1])
-                scaled = _times(scaled, weights[j + 1], out=target)
+                scaled = times_matrix(scaled, weights[j + 1], out=target)
                 scaled *= chunk.slopes[j].unsqueeze(1)
             outer = self._outer(chunk.inputs[i], chunk.inputs[j])
             self.curved[i, j].addmm_(scaled.flatten(1).T, outer)
 
-    def _add_crossed(self, j: int, chunk: _Pass, weights: list[Tensor]) -> None:
+    def _add_crossed(self, j: int, chunk: Pass, weights: list[Tensor]) -> None:
         """Add ``(δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ`` for every i > j + 1; the Jacobian is kept as Rᵀ [p, o, k]."""
         for i in range(j + 2, len(self.slots)):
             weight = weights[i - 1].T
@@ -326,14 +329,14 @@ class _Blocks:
                 target = self.space("walked 0", len(chunk.slopes[j]), *weight.shape)
                 turned = torch.mul(chunk.slopes[j].unsqueeze(2), weight, out=target)
             else:
-                turned = _times(
+                turned = times_matrix(
                     turned, weight, out=self._stack(f"walked {(i - j) % 2}", turned, weight)
                 )
             turned *= chunk.slopes[i - 1].unsqueeze(1)
             outer = self._outer(chunk.deltas[i], chunk.inputs[j])
             self.crossed[i, j].addmm_(turned.flatten(1).T, outer)
 
-    def _add_neighbour(self, i: int, chunk: _Pass) -> None:
+    def _add_neighbour(self, i: int, chunk: Pass) -> None:
         """Add the cross-layer term of the maps ``i`` and ``i - 1``: diagonal in (k_i, o_{i-1})."""
         high, low = self.slots[i], self.slots[i - 1]
         outer = self._outer(chunk.deltas[i], chunk.slopes[i - 1])
@@ -362,7 +365,7 @@ class _Blocks:
         slot = self.slots[i]
         outputs = self.stairs[slot.fan_out].unfold(block.device)
         inputs = self.stairs[slot.fan_in + 1].unfold(block.device)
-        for rows in _tiles(slot.fan_out, slot.fan_out * inputs.numel()):
+        for rows in tile_slices(slot.fan_out, slot.fan_out * inputs.numel()):
             tile = block[outputs[rows].flatten()][:, inputs.flatten()]
             _write_rows(hessian, slot, slot, rows, tile.view(-1, slot.fan_out, *inputs.shape))
 
@@ -373,7 +376,7 @@ class _Blocks:
         block = block.view(high.fan_out, low.fan_out, high.fan_in + 1, low.fan_in + 1)
         if crossed is not None:
             crossed = crossed.view(low.fan_out, high.fan_in, high.fan_out, low.fan_in + 1)
-        for rows in _tiles(high.fan_out, block[0].numel()):
+        for rows in tile_slices(high.fan_out, block[0].numel()):
             tile = block[rows]
             if crossed is not None:
                 tile[:, :, :-1] += crossed[:, :, rows].permute(2, 0, 1, 3)
@@ -381,14 +384,14 @@ class _Blocks:
             _write_columns(hessian, high, low, rows, tile)
 
 
-def _tiles(count: int, numbers: int) -> Iterator[slice]:
+def tile_slices(count: int, numbers: int) -> Iterator[slice]:
     """Yield slices of ``count`` rows of ``numbers`` numbers each, of about one tile."""
     step = max(1, TILE_NUMBERS // numbers)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
 
 
-def _write_rows(hessian: Tensor, high: _Slot, low: _Slot, rows: slice, tile: Tensor) -> None:
+def _write_rows(hessian: Tensor, high: Slot, low: Slot, rows: slice, tile: Tensor) -> None:
     """Write the rows of some units of a map; ``tile`` is [units, o_j, k_i + 1, k_j + 1]."""
     weight, bias = high.part(rows)
     units, shape = len(tile), (low.fan_out, low.fan_in)
@@ -400,7 +403,7 @@ def _write_rows(hessian: Tensor, high: _Slot, low: _Slot, rows: slice, tile: Ten
     hessian[bias, low.bias].copy_(tile[:, :, -1, -1])
 
 
-def _write_columns(hessian: Tensor, high: _Slot, low: _Slot, rows: slice, tile: Tensor) -> None:
+def _write_columns(hessian: Tensor, high: Slot, low: Slot, rows: slice, tile: Tensor) -> None:
     """Write the mirror image of ``_write_rows``."""
     weight, bias = high.part(rows)
     units, shape = len(tile), (low.fan_out, low.fan_in)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.probe.closed_diagonal import jacobians, zeros
-from hessian_lab.probe.closed_form import _run, _slots, _widest
+from hessian_lab.probe.closed_form import run_pass, slots_of, widest_map
 from hessian_lab.probe.memory import require_bytes
-from hessian_lab.signal import Signal
 
 # Numbers in the panel of vectors z that are multiplied at once, if one unit has no more.
 PANEL_NUMBERS = 1 << 22
@@ -24,7 +23,7 @@ NUM_STEPS = 8
 
 
 def kernel_squares(
-    model: CoordinateMLP, signal: Signal, slope: Tensor, curvature: Tensor
+    model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor
 ) -> list[Tensor]:
     """Return the squared row norms of the GGN, a float64 table [o, k + 1] for every map.
 
@@ -32,7 +31,7 @@ def kernel_squares(
 
     Args:
         model: The network.
-        signal: The points.
+        coords: Coordinates [p, d].
         slope: ∂L/∂f [p, c].
         curvature: ∂²L/∂f² [p, c, c] of each point.
 
@@ -40,7 +39,7 @@ def kernel_squares(
         ResourceError: If the kernel does not fit, before it is allocated.
     """
     count = slope.numel()
-    panel = max(PANEL_NUMBERS, count * _widest(_slots(model)))
+    panel = max(PANEL_NUMBERS, count * widest_map(slots_of(model)))
     require_bytes(
         8 * (count**2 + 2 * count**2 // NUM_STEPS + 2 * panel),
         f"The kernel of {count} outputs",
@@ -48,7 +47,7 @@ def kernel_squares(
         cure="Measure it on fewer points.",
     )
     with torch.no_grad():
-        chunk = _run(model, signal.coords, slope, curvature)
+        chunk = run_pass(model, coords, slope, curvature)
         weights = [layer.weight for layer in model.maps]
         turned = dict(jacobians(chunk, weights))
         inputs = [part.double() for part in chunk.inputs]

@@ -5,10 +5,17 @@ from torch import Tensor
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
-from hessian_lab.probe.closed_diagonal import Matrix, closed_derivatives, flat, zeros
-from hessian_lab.probe.closed_form import _chunk_size, _run, _slots, _widest, _Workspace
+from hessian_lab.probe.closed_diagonal import closed_derivatives, flat, zeros
+from hessian_lab.probe.closed_form import (
+    Scratch,
+    default_chunk_size,
+    run_pass,
+    slots_of,
+    widest_map,
+)
 from hessian_lab.probe.closed_kernel import kernel_squares
 from hessian_lab.probe.closed_slabs import NUM_PANELS, Slab, divide, unit_numbers
+from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, require_bytes
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.signal import Signal
@@ -64,12 +71,27 @@ def exact_row_norms(
     slope, curvature = closed_derivatives(
         model, loss, signal, matrix=matrix, chunk_size=chunk_size, estimator="row_norms"
     )
-    size = _slots(model)[-1].bias.stop
+    return row_norms_at(
+        model, signal.coords, slope, curvature, matrix=matrix, chunk_size=chunk_size
+    )
+
+
+def row_norms_at(
+    model: CoordinateMLP,
+    coords: Tensor,
+    slope: Tensor,
+    curvature: Tensor,
+    *,
+    matrix: Matrix,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return ``exact_row_norms`` from ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] at coordinates [p, d]."""
+    size = slots_of(model)[-1].bias.stop
     if matrix == "ggn" and slope.numel() * slope.shape[1] <= size:
-        totals = kernel_squares(model, signal, slope, curvature)
+        totals = kernel_squares(model, coords, slope, curvature)
     else:
         totals = _slab_squares(
-            model, signal, slope, curvature, residual=matrix == "hessian", chunk_size=chunk_size
+            model, coords, slope, curvature, residual=matrix == "hessian", chunk_size=chunk_size
         )
     # Rounding may leave a tiny square of the kernel's below 0.
     return flat(totals).clamp_(min=0).sqrt_().to(slope.dtype)
@@ -77,7 +99,7 @@ def exact_row_norms(
 
 def _slab_squares(
     model: CoordinateMLP,
-    signal: Signal,
+    coords: Tensor,
     slope: Tensor,
     curvature: Tensor,
     *,
@@ -85,9 +107,9 @@ def _slab_squares(
     chunk_size: int | None,
 ) -> list[Tensor]:
     """Return the squared row norms, a float64 table [o, k + 1] for every map."""
-    slots, num_points = _slots(model), signal.num_points
-    size = min(chunk_size or _chunk_size(slots, num_points), num_points)
-    panels = NUM_PANELS * size * _widest(slots) ** 2
+    slots, num_points = slots_of(model), len(coords)
+    size = min(chunk_size or default_chunk_size(slots, num_points), num_points)
+    panels = NUM_PANELS * size * widest_map(slots) ** 2
     units = [unit_numbers(slots, i, residual=residual) for i in range(len(slots))]
     least = [min(LEAST_UNITS, slot.fan_out) * unit for slot, unit in zip(slots, units, strict=True)]
     unit, numbers = max(units), max(SLAB_NUMBERS, *least)
@@ -103,12 +125,12 @@ def _slab_squares(
         cure="Pass a smaller chunk_size, or estimate the norms: row_norms(operator).",
     )
     with torch.no_grad():
-        totals, space = zeros(model, like=slope), _Workspace(slope)
+        totals, space = zeros(model, like=slope), Scratch(slope)
         weights = [layer.weight for layer in model.maps]
         for bands, _ in plan:
             slab = Slab(slots, bands, residual=residual, space=space)
             for start in range(0, num_points, size):
                 rows = slice(start, start + size)
-                slab.add(_run(model, signal.coords[rows], slope[rows], curvature[rows]), weights)
+                slab.add(run_pass(model, coords[rows], slope[rows], curvature[rows]), weights)
             slab.fold(totals)
         return totals

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hessian_lab.probe.closed_diagonal import pull_back
-from hessian_lab.probe.closed_form import _Pass, _Slot, _Stairs, _tiles, _times, _Workspace
+from hessian_lab.probe.closed_form import Pass, Scratch, Slot, Stairs, tile_slices, times_matrix
 
 # Panels of points × width² numbers that one pass works in.
 NUM_PANELS = 6
@@ -33,18 +33,18 @@ class Band:
         """How many units."""
         return int(self.rows.stop - self.rows.start)
 
-    def steps(self, slot: _Slot) -> Iterator[tuple[slice, slice]]:
+    def steps(self, slot: Slot) -> Iterator[tuple[slice, slice]]:
         """Yield the units of the band in each step of the stairs, and all units of that step."""
-        for step, _ in _Stairs(slot.fan_out).steps():
+        for step, _ in Stairs(slot.fan_out).steps():
             start, stop = max(step.start, self.rows.start), min(step.stop, self.rows.stop)
             if start < stop:
                 yield slice(start, stop), step
 
-    def shapes(self, slots: list[_Slot], *, residual: bool) -> dict[tuple[str, int], list[int]]:
+    def shapes(self, slots: list[Slot], *, residual: bool) -> dict[tuple[str, int], list[int]]:
         """Return the shapes of the sums; the diagonal block's is packed as two lower triangles."""
         i, high = self.index, slots[self.index]
         places = sum((rows.stop - rows.start) * step.stop for rows, step in self.steps(high))
-        shapes = {("curved", i): [places, _Stairs(high.fan_in + 1).numbers]}
+        shapes = {("curved", i): [places, Stairs(high.fan_in + 1).numbers]}
         for j, low in enumerate(slots[:i]):
             pairs = (high.fan_in + 1) * (low.fan_in + 1)
             shapes["curved", j] = [self.units * low.fan_out, pairs]
@@ -52,18 +52,18 @@ class Band:
                 shapes["crossed", j] = [high.fan_in * low.fan_out, self.units * (low.fan_in + 1)]
         return shapes
 
-    def numbers(self, slots: list[_Slot], *, residual: bool) -> int:
+    def numbers(self, slots: list[Slot], *, residual: bool) -> int:
         """Return how many numbers the sums have."""
         return sum(map(math.prod, self.shapes(slots, residual=residual).values()))
 
 
-def unit_numbers(slots: list[_Slot], i: int, *, residual: bool) -> int:
+def unit_numbers(slots: list[Slot], i: int, *, residual: bool) -> int:
     """Return how many numbers the largest unit of a map has."""
     last = slots[i].fan_out
     return Band(i, slice(last - 1, last)).numbers(slots, residual=residual)
 
 
-def divide(slots: list[_Slot], *, residual: bool, numbers: int) -> list[tuple[list[Band], int]]:
+def divide(slots: list[Slot], *, residual: bool, numbers: int) -> list[tuple[list[Band], int]]:
     """Return slabs of at most ``numbers`` numbers, or of one unit, each with what it has.
 
     The bands of a map are of even height; from the last map on, as many to a slab as fit.
@@ -95,7 +95,7 @@ class Slab:
     """
 
     def __init__(
-        self, slots: list[_Slot], bands: list[Band], *, residual: bool, space: _Workspace
+        self, slots: list[Slot], bands: list[Band], *, residual: bool, space: Scratch
     ) -> None:
         self.slots = slots
         self.residual = residual
@@ -109,7 +109,7 @@ class Slab:
                 (band, {name: next(parts).view(shape) for name, shape in named.items()})
             )
 
-    def add(self, chunk: _Pass, weights: list[Tensor]) -> None:
+    def add(self, chunk: Pass, weights: list[Tensor]) -> None:
         """Add one chunk of points."""
         lowest = self.bands[-1][0].index
         bent = chunk.curvature  # S [p, o, o]
@@ -129,7 +129,7 @@ class Slab:
         sums: Sums,
         bent: Tensor,
         scaled: Tensor | None,
-        chunk: _Pass,
+        chunk: Pass,
         weights: list[Tensor],
     ) -> None:
         """Add to one band from ``S`` and ``S W`` of its map."""
@@ -141,7 +141,7 @@ class Slab:
         if self.residual and band.index >= 2:
             self._add_crossed(band, sums, chunk, weights)
 
-    def _add_diagonal(self, band: Band, total: Tensor, bent: Tensor, chunk: _Pass) -> None:
+    def _add_diagonal(self, band: Band, total: Tensor, bent: Tensor, chunk: Pass) -> None:
         """Add ``(ãᵢ₋₁ ãᵢ₋₁ᵀ) ⊗ Sᵢ``, lower triangles only."""
         left = self.space("left", len(bent), len(total))
         place = 0
@@ -152,13 +152,13 @@ class Slab:
             place = stop
         inputs = chunk.inputs[band.index]
         right = self.space("right", len(bent), total.shape[1])
-        for rows, places in _Stairs(inputs.shape[1]).steps():
+        for rows, places in Stairs(inputs.shape[1]).steps():
             target = right[:, places].unflatten(1, (-1, rows.stop))
             torch.mul(inputs[:, rows].unsqueeze(2), inputs[:, : rows.stop].unsqueeze(1), out=target)
         total.addmm_(left.T, right)
 
     def _add_curved(
-        self, band: Band, sums: Sums, scaled: Tensor, chunk: _Pass, weights: list[Tensor]
+        self, band: Band, sums: Sums, scaled: Tensor, chunk: Pass, weights: list[Tensor]
     ) -> None:
         """Add ``(ãᵢ₋₁ ãⱼ₋₁ᵀ) ⊗ Sᵢ Wᵢ Rᵢ₋₁,ⱼ`` for every j < i."""
         i, last = band.index, band.index - 1
@@ -168,7 +168,7 @@ class Slab:
             outer = self._outer(chunk.inputs[i], chunk.inputs[j])
             sums["curved", j].addmm_(walked.flatten(1).T, outer)
 
-    def _add_neighbour(self, band: Band, total: Tensor, chunk: _Pass) -> None:
+    def _add_neighbour(self, band: Band, total: Tensor, chunk: Pass) -> None:
         """Add the cross-layer term of two neighbours: diagonal in (k_i, o_{i-1})."""
         i, high, low = band.index, self.slots[band.index], self.slots[band.index - 1]
         outer = self._outer(chunk.deltas[i][:, band.rows], chunk.slopes[i - 1])
@@ -176,7 +176,7 @@ class Slab:
         block = total.view(band.units, low.fan_out, high.fan_in + 1, low.fan_in + 1)
         block[:, :, :-1].diagonal(dim1=1, dim2=2).add_(term.transpose(1, 2))
 
-    def _add_crossed(self, band: Band, sums: Sums, chunk: _Pass, weights: list[Tensor]) -> None:
+    def _add_crossed(self, band: Band, sums: Sums, chunk: Pass, weights: list[Tensor]) -> None:
         """Add ``(δᵢ ãⱼ₋₁ᵀ) ⊗ Rᵢ₋₁,ⱼ`` for every j < i - 1."""
         i, last = band.index, band.index - 2
         deltas = chunk.deltas[i][:, band.rows]
@@ -186,7 +186,7 @@ class Slab:
             sums["crossed", j].addmm_(walked.flatten(1).T, self._outer(deltas, chunk.inputs[j]))
 
     def _walk(
-        self, stack: Tensor, last: int, chunk: _Pass, weights: list[Tensor]
+        self, stack: Tensor, last: int, chunk: Pass, weights: list[Tensor]
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield ``stack D`` at map ``last``, and ``stack D W D …`` at every lower one."""
         for j in range(last, -1, -1):
@@ -197,7 +197,7 @@ class Slab:
 
     def _times(self, name: str, stack: Tensor, matrix: Tensor) -> Tensor:
         """Return ``stack @ matrix`` for [p, a, b] and [b, c] in a buffer of its own."""
-        return _times(stack, matrix, out=self.space(name, *stack.shape[:2], matrix.shape[1]))
+        return times_matrix(stack, matrix, out=self.space(name, *stack.shape[:2], matrix.shape[1]))
 
     def _outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Return the products of every pair of columns, [p, a b]."""
@@ -219,7 +219,7 @@ class Slab:
         slot, place = self.slots[band.index], 0
         owners = _owners(slot.fan_in + 1, like=total)
         for rows, step in band.steps(slot):
-            for tile in _tiles(rows.stop - rows.start, step.stop * block.shape[1]):
+            for tile in tile_slices(rows.stop - rows.start, step.stop * block.shape[1]):
                 stop = place + (tile.stop - tile.start) * step.stop
                 squares = block[place:stop].to(total.dtype).square_() @ owners
                 squares = squares.unflatten(0, (-1, step.stop))
@@ -234,7 +234,7 @@ class Slab:
         crossed = sums.get(("crossed", j))
         if crossed is not None:
             crossed = crossed.view(high.fan_in, low.fan_out, -1, low.fan_in + 1)
-        for tile in _tiles(band.units, block[0].numel()):
+        for tile in tile_slices(band.units, block[0].numel()):
             part = block[tile]
             if crossed is not None:
                 part[:, :, :-1] += crossed[:, :, tile].permute(2, 1, 0, 3)
@@ -245,7 +245,7 @@ class Slab:
 
 def _owners(size: int, *, like: Tensor) -> Tensor:
     """Return which rows s and s' each packed entry (s, s') of a triangle belongs to."""
-    stairs = _Stairs(size)
+    stairs = Stairs(size)
     owners = like.new_zeros(stairs.numbers, size)
     rows = torch.arange(size, device=like.device).unsqueeze(1)
     owners[stairs.unfold(like.device), rows] = 1

@@ -15,9 +15,11 @@ from hessian_lab.probe.checks import (
     count_points,
     why_no_mean,
 )
+from hessian_lab.probe.closed_diagonal import diagonal_at
+from hessian_lab.probe.closed_rows import row_norms_at
 from hessian_lab.probe.data import Data, Points
 from hessian_lab.probe.kept_graph import trainable
-from hessian_lab.probe.linearize import Linearization, Linearizer
+from hessian_lab.probe.linearize import ClosedForm, Linearization, Linearizer
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
@@ -81,6 +83,27 @@ class _CurvatureOperator(SymmetricOperator):
         """What linearizing keeps, or takes at a time where nothing is kept."""
         at_once = self.chunk_size or self.num_points
         return round(self._linearizer.per_point * at_once)
+
+    def known_diagonal(self) -> Tensor | None:
+        """Return the exact diagonal [n] of a ``CoordinateMLP``; see ``exact_diagonal``."""
+        diagonal = self._closed(diagonal_at)
+        if diagonal is None:
+            return None
+        return torch.cat([diagonal[place] for place in self._linearizer.places()])
+
+    def known_row_norms(self) -> Tensor | None:
+        """Return the exact row norms [n] of a ``CoordinateMLP``; see ``exact_row_norms``.
+
+        Not known where only some parameters are differentiated by.
+        """
+        if len(self._linearizer.places()) < len(self._linearizer.parameters):
+            return None
+        return self._closed(row_norms_at)
+
+    @full_precision()
+    @torch.inference_mode(False)  # type: ignore[untyped-decorator]
+    def _closed(self, find: ClosedForm) -> Tensor | None:
+        return self._linearizer.closed(self._points, self.num_points, find)
 
     @torch.inference_mode(False)  # type: ignore[untyped-decorator]
     def matmat(self, block: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.sketch import Probing
 from hessian_lab.probe.vectors import Distribution
 
-DiagonalMethod = Literal["hutchinson", "xdiag"]
+DiagonalMethod = Literal["hutchinson", "xdiag", "exact"]
 
 
 @full_precision()
@@ -39,6 +39,9 @@ def diagonal(
       ``v ⊙ A v``. The error of entry ``i`` is √(Σ_{j≠i} A_ij² / m) after ``m`` products.
     - ``xdiag`` deflates each vector by the products with the others: fewer products where
       eigenvalues decay fast, more where they do not.
+
+    - ``exact`` estimates nothing: the operator of a ``CoordinateMLP`` knows its diagonal in closed
+      form, see ``exact_diagonal``; of another the columns are multiplied out, by n products.
 
     A diagonal matrix comes out exactly; with ``xdiag`` also one of rank below m/2. At
     ``num_products`` ≥ n the columns of ``A`` are multiplied out instead.
@@ -69,7 +72,7 @@ def diagonal(
     """
     budget = Budget(method, num_products, distribution, rtol, max_products, seed)
     kinds = {"hutchinson": _Hutchinson, "xdiag": _XDiag}
-    return estimate(operator, budget, kinds, _exact)
+    return estimate(operator, budget, kinds, _exact, known_diagonal)
 
 
 @dataclass(eq=False)
@@ -112,6 +115,16 @@ class Regression:
 def _exact(probing: Probing) -> Estimate[Tensor]:
     entries = torch.cat([block[first:].diagonal() for first, block in probing.columns()])
     return _estimate(probing, entries, torch.zeros_like(entries))
+
+
+def known_diagonal(probing: Probing) -> Estimate[Tensor] | None:
+    """Return what the operator knows of its diagonal without products."""
+    entries = probing.operator.known_diagonal()
+    if entries is None:
+        return None
+    entries = entries.double()
+    rounding = probing.eps * float(torch.linalg.vector_norm(entries))
+    return Estimate(mean=entries, standard_error=torch.zeros_like(entries), rounding=rounding)
 
 
 def _estimate(

@@ -56,6 +56,8 @@ def dense_hessian(
 
     Raises:
         TypeError: If signal and parameters differ in dtype.
+        ValueError: If an operation of another module has a wrong second derivative, so that the
+            two triangles differ.
         ResourceError: If the matrix and its temporaries do not fit, before anything is allocated.
 
     Examples:
@@ -66,7 +68,7 @@ def dense_hessian(
         >>> dense_hessian(field, mse, Signal(coords, torch.sin(4 * coords))).shape
         torch.Size([97, 97])
     """
-    size = _check(model, signal, chunk_size)
+    size = checked_size(model, signal, chunk_size)
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
     if derivatives is None:
@@ -84,7 +86,7 @@ def dense_ggn(
     Arguments, order of parameters, precision and errors are those of ``dense_hessian``. In closed
     form at its cost; for any other module or loss by ``n`` products of about three gradients each.
     """
-    size = _check(model, signal, chunk_size)
+    size = checked_size(model, signal, chunk_size)
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
     if derivatives is None:
@@ -111,7 +113,7 @@ def hessian_terms(
     """
     if not isinstance(model, CoordinateMLP):
         raise TypeError(f"model must be a CoordinateMLP, got {type(model).__name__}.")
-    size = _check(model, signal, chunk_size)
+    size = checked_size(model, signal, chunk_size)
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     if derivatives is None:
         raise ValueError(
@@ -181,7 +183,13 @@ def is_plain_field(model: nn.Module) -> bool:
     )
 
 
-def _check(model: nn.Module, signal: Signal, chunk_size: int | None) -> int:
+def checked_size(model: nn.Module, signal: Signal, chunk_size: int | None) -> int:
+    """Return the number of trainable parameters of a model that fits its signal.
+
+    Raises:
+        TypeError: If the two differ in dtype.
+        ValueError: If nothing is trainable, or ``chunk_size`` is below 1.
+    """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     parameters = trainable(model)

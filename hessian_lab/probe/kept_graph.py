@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.losses import Loss
+from hessian_lab.probe.operators import SYMMETRY_ROUNDINGS
 from hessian_lab.signal import Signal
 
 # Rows per product, and the bytes of activations that one block of rows may work on.
@@ -124,6 +125,9 @@ def hessian_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
     The gradient is built once with its graph; blocks of its rows are then pulled back through it,
     ``n`` products in all. A parameter that the loss does not use has a row of zeros. The result is
     symmetrized: rounding leaves the two triangles apart by some 1e-16 of their size.
+
+    Raises:
+        ValueError: If they are further apart.
     """
     parameters = trainable(model)
     with torch.enable_grad():
@@ -165,7 +169,18 @@ def _rows(kept: KeptGradient | KeptOutputs, like: Tensor) -> Tensor:
         units = torch.zeros_like(matrix[rows])
         units[:, rows].fill_diagonal_(1)
         matrix[rows] = kept.products(units)
-    return symmetrize(matrix)
+    gap = symmetrize(matrix)
+    if gap > SYMMETRY_ROUNDINGS * torch.finfo(matrix.dtype).eps * float(matrix.abs().max()):
+        raise wrong_derivative("entries of the upper and the lower triangle differ")
+    return matrix
+
+
+def wrong_derivative(symptom: str) -> ValueError:
+    """Return the error for a matrix that is not symmetric."""
+    return ValueError(
+        f"model and loss must be twice differentiable: {symptom}. One of their operations has a "
+        "wrong second derivative."
+    )
 
 
 def _pulled(value: Tensor, parameters: Sequence[Tensor], rows: Tensor) -> Tensor:
@@ -190,15 +205,20 @@ def _pulled_once(value: Tensor, parameters: Sequence[Tensor], row: Tensor) -> Te
     return torch.cat([part.reshape(-1) for part in pulled])
 
 
-def symmetrize(matrix: Tensor, *, tile: int = 1024) -> Tensor:
-    """Replace a square matrix by the mean of itself and its transpose, in place, tile by tile."""
+def symmetrize(matrix: Tensor, *, tile: int = 1024) -> float:
+    """Replace a square matrix by the mean of itself and its transpose, in place, tile by tile.
+
+    Returns the largest difference between the two.
+    """
+    gap = 0.0
     for i in range(0, len(matrix), tile):
         for j in range(0, i + 1, tile):
             upper, lower = matrix[j : j + tile, i : i + tile], matrix[i : i + tile, j : j + tile]
+            gap = max(gap, float((upper - lower.T).abs().max()))
             mean = (upper + lower.T) / 2
             upper.copy_(mean)
             lower.copy_(mean.T)
-    return matrix
+    return gap
 
 
 def block_size(num_bytes: int) -> int:

@@ -27,6 +27,11 @@ class LayerBlock(SymmetricOperator):
         """Return the block's product [m, k] with a block of columns [m, k]."""
         return self.cut(self.operator @ self.embedded(block))
 
+    def known_diagonal(self) -> Tensor | None:
+        """Return the layer's entries [m] of the whole's diagonal, where that is known."""
+        whole = self.operator.known_diagonal()
+        return None if whole is None else self.cut(whole)
+
     def embedded(self, block: Tensor) -> Tensor:
         """Return columns [m, k] of the layer as columns [n, k] of the whole, zero elsewhere."""
         rows = torch.zeros(
@@ -67,6 +72,10 @@ class LayerBlocks(SymmetricOperator, Mapping[str, LayerBlock]):
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    def known_diagonal(self) -> Tensor | None:
+        """Return the diagonal [n] of the whole, where that is known."""
+        return self.operator.known_diagonal()
 
     def matmat(self, block: Tensor) -> Tensor:
         """Return ``diag(A₁₁, …, A_ll) V`` [n, k]."""

@@ -29,6 +29,21 @@ class Linearization(Protocol):
         """Return the products [k, n] with the rows [k, n] of a block."""
 
 
+class ClosedForm(Protocol):
+    """``diagonal_at`` or ``row_norms_at``."""
+
+    def __call__(
+        self,
+        model: CoordinateMLP,
+        coords: Tensor,
+        slope: Tensor,
+        curvature: Tensor,
+        *,
+        matrix: Matrix,
+    ) -> Tensor:
+        """Return a vector [n]."""
+
+
 class Linearizer:
     """A copy of a model's parameters and buffers, and the ways to differentiate at them.
 
@@ -115,20 +130,42 @@ class Linearizer:
     @torch.enable_grad()  # type: ignore[untyped-decorator]
     def linearized(self, inputs: Any, targets: Tensor, share: float) -> Linearization:
         """Return one batch, ready for products with ``share`` times its curvature matrix."""
-        if self.field is not None and _is_plain(inputs, targets):
-            derivatives = output_derivatives(self.field, self.value, inputs, targets)
-            if derivatives is not None:
-                weighed = [derivative * share for derivative in derivatives]
-                return self._restricted(
-                    LinearizedField(
-                        self.field,
-                        inputs,
-                        *weighed,
-                        matrix=self.matrix,
-                        workspace=self.workspace,
-                    )
-                )
-        return self._kept(inputs, targets, share)
+        derivatives = self._output_derivatives(inputs, targets, share)
+        if derivatives is None:
+            return self._kept(inputs, targets, share)
+        assert self.field is not None
+        return self._restricted(
+            LinearizedField(
+                self.field, inputs, *derivatives, matrix=self.matrix, workspace=self.workspace
+            )
+        )
+
+    @torch.enable_grad()  # type: ignore[untyped-decorator]
+    def closed(self, points: Points, num_points: int, find: ClosedForm) -> Tensor | None:
+        """Return what a closed form says of the whole parameters and all points, or None."""
+        if self.field is None:
+            return None
+        parts = []
+        for batch in points:
+            inputs, targets = self.placed(*batch)
+            derivatives = self._output_derivatives(inputs, targets, len(targets) / num_points)
+            if derivatives is None:
+                return None
+            parts.append((inputs, *derivatives))
+        coords, slope, curvature = (torch.cat(part) for part in zip(*parts, strict=True))
+        return find(self.field, coords, slope, curvature, matrix=self.matrix)
+
+    def _output_derivatives(
+        self, inputs: Any, targets: Tensor, share: float
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return ``share`` times ∂L/∂f and ∂²L/∂f², or None without a closed form."""
+        if self.field is None or not _is_plain(inputs, targets):
+            return None
+        derivatives = output_derivatives(self.field, self.value, inputs, targets)
+        if derivatives is None:
+            return None
+        slope, curvature = derivatives
+        return slope * share, curvature * share
 
     def bytes_per_point(self, points: Points) -> float:
         """Return what linearizing one more point keeps; told from a few of them."""
@@ -182,6 +219,13 @@ class Linearizer:
 
     def _restricted(self, whole: LinearizedField) -> Linearization:
         """Return products with the block of the chosen parameters alone."""
+        places = self.places()
+        if len(places) == len(self.parameters):
+            return whole
+        return _Restricted(whole, places, sum(map(Tensor.numel, self.parameters.values())))
+
+    def places(self) -> list[slice]:
+        """Return where the chosen parameters stand among all."""
         places: list[slice] = []
         start = 0
         for value in self.parameters.values():
@@ -189,9 +233,7 @@ class Linearizer:
             if value.requires_grad:
                 places.append(slice(start, stop))
             start = stop
-        if len(places) == len(self.parameters):
-            return whole
-        return _Restricted(whole, places, start)
+        return places
 
 
 class _Restricted:

@@ -15,7 +15,7 @@ from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.sketch import Probing
 from hessian_lab.probe.vectors import Distribution
 
-NormMethod = Literal["hutchinson", "leave-one-out"]
+NormMethod = Literal["hutchinson", "leave-one-out", "exact"]
 
 
 @full_precision()
@@ -41,6 +41,9 @@ def row_norms(
     - ``leave-one-out`` takes what of a row lies in the span of the products with the other vectors
       exactly, and estimates the rest. Where eigenvalues decay fast it is far better at the same
       cost; where they do not, up to twice worse.
+
+    - ``exact`` estimates nothing: the operator of a ``CoordinateMLP`` knows its row norms in closed
+      form, see ``exact_row_norms``; of another the columns are multiplied out, by n products.
 
     Random signs see a diagonal matrix exactly, and ``leave-one-out`` one of rank below m/2. At
     ``num_products`` ≥ n the columns of ``A`` are multiplied out instead. The squares are unbiased;
@@ -71,7 +74,7 @@ def row_norms(
     """
     budget = Budget(method, num_products, distribution, rtol, max_products, seed)
     kinds = {"hutchinson": _Rows, "leave-one-out": _LeaveOneOutRows}
-    return estimate(operator, budget, kinds, _exact_rows)
+    return estimate(operator, budget, kinds, _exact_rows, _known_rows)
 
 
 @full_precision()
@@ -97,7 +100,7 @@ def frobenius_norm(
     """
     budget = Budget(method, num_products, distribution, rtol, max_products, seed)
     kinds = {"hutchinson": _Total, "leave-one-out": _LeaveOneOutTotal}
-    return estimate(operator, budget, kinds, _exact_total)
+    return estimate(operator, budget, kinds, _exact_total, _known_total)
 
 
 def _exact_rows(probing: Probing) -> Estimate[Tensor]:
@@ -118,6 +121,26 @@ def _exact_total(probing: Probing) -> Estimate[float]:
         num_products=probing.num_products,
         rounding=_rounding(probing),
     )
+
+
+def _known_rows(probing: Probing) -> Estimate[Tensor] | None:
+    norms = probing.operator.known_row_norms()
+    if norms is None:
+        return None
+    norms = norms.double()
+    return Estimate(
+        mean=norms,
+        standard_error=torch.zeros_like(norms),
+        rounding=probing.eps * float(torch.linalg.vector_norm(norms)),
+    )
+
+
+def _known_total(probing: Probing) -> Estimate[float] | None:
+    rows = _known_rows(probing)
+    if rows is None:
+        return None
+    total = float(torch.linalg.vector_norm(rows.mean))
+    return Estimate(mean=total, standard_error=0.0, rounding=rows.rounding)
 
 
 def _rounding(probing: Probing) -> float:

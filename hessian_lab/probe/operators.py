@@ -14,7 +14,7 @@ from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.vectors import gaussian
 
 # vᵀ A u and uᵀ A v of a symmetric operator differ by fewer roundings of ‖A u‖ ‖v‖ than this.
-SYMMETRY_ROUNDINGS = 1e4
+SYMMETRY_ROUNDINGS = 1e3
 PRECISIONS = (torch.float32, torch.float64)
 # Columns of the identity that ``dense`` multiplies at once.
 DENSE_COLUMNS = 16
@@ -89,6 +89,14 @@ class SymmetricOperator(ABC):
                 return self.matmat(other.unsqueeze(1)).squeeze(1)
             return self.matmat(other)
 
+    def known_diagonal(self) -> Tensor | None:
+        """Return the exact diagonal [n] where it takes no products, else None."""
+        return None
+
+    def known_row_norms(self) -> Tensor | None:
+        """Return the exact Euclidean norms [n] of the rows where they take no products, or None."""
+        return None
+
     def dense(self) -> Tensor:
         """Return the matrix itself [n, n], at the price of ``n`` products.
 
@@ -150,6 +158,15 @@ class MatrixOperator(SymmetricOperator):
         """Return ``matrix @ block`` [n, k]."""
         return self.matrix @ block
 
+    def known_diagonal(self) -> Tensor:
+        """Return the matrix's diagonal [n]."""
+        return self.matrix.diagonal().clone()
+
+    def known_row_norms(self) -> Tensor:
+        """Return the norms [n] of the matrix's rows."""
+        norms: Tensor = torch.linalg.vector_norm(self.matrix, dim=1)
+        return norms
+
 
 class ScaledOperator(SymmetricOperator):
     """``S A S``: a matrix preconditioned from both sides.
@@ -195,6 +212,13 @@ class ScaledOperator(SymmetricOperator):
     def matmat(self, block: Tensor) -> Tensor:
         """Return ``S (A (S V))`` [n, k]."""
         return self._scaled(self.operator @ self._scaled(block))
+
+    def known_diagonal(self) -> Tensor | None:
+        """Return ``Sᵢ² A_ii`` [n] where ``S`` is a diagonal and that of ``A`` is known."""
+        if not isinstance(self.inverse_sqrt, Tensor):
+            return None
+        inner = self.operator.known_diagonal()
+        return None if inner is None else self.inverse_sqrt * inner * self.inverse_sqrt
 
     def _scaled(self, block: Tensor) -> Tensor:
         if isinstance(self.inverse_sqrt, Tensor):

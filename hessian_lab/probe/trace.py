@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hessian_lab.probe.budget import Budget, Estimator, estimate
 from hessian_lab.probe.deletions import Sketch
+from hessian_lab.probe.diagonal import known_diagonal
 from hessian_lab.probe.estimate import Estimate, skewness
 from hessian_lab.probe.leave_one_out import mean_trace
 from hessian_lab.probe.operators import Multiplies
@@ -15,7 +16,7 @@ from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.sketch import Basis, Probing, looks_diagonal
 from hessian_lab.probe.vectors import Distribution
 
-TraceMethod = Literal["hutchinson", "hutch++", "xtrace"]
+TraceMethod = Literal["hutchinson", "hutch++", "xtrace", "exact"]
 
 
 @full_precision()
@@ -41,6 +42,8 @@ def trace(
       within it, exactly, and half on Hutchinson's estimate of the rest.
     - ``xtrace`` lets every vector serve both ends. It needs the fewest products where eigenvalues
       decay fast, and the most where they do not.
+
+    - ``exact`` sums the diagonal, and estimates nothing: see ``diagonal``.
 
     Random signs see a diagonal matrix exactly. ``hutch++`` up to rank m/4 and ``xtrace`` below
     rank m/2 are exact too. At ``num_products`` ≥ n the columns of ``A`` are multiplied out
@@ -78,7 +81,7 @@ def trace(
     """
     budget = Budget(method, num_products, distribution, rtol, max_products, seed)
     kinds = {"hutchinson": _Hutchinson, "hutch++": _HutchPlusPlus, "xtrace": _XTrace}
-    return estimate(operator, budget, kinds, _exact)
+    return estimate(operator, budget, kinds, _exact, _known)
 
 
 def _exact(probing: Probing) -> Estimate[float]:
@@ -88,6 +91,17 @@ def _exact(probing: Probing) -> Estimate[float]:
         standard_error=0.0,
         num_products=probing.num_products,
         rounding=_rounding(probing),
+    )
+
+
+def _known(probing: Probing) -> Estimate[float] | None:
+    diagonal = known_diagonal(probing)
+    if diagonal is None:
+        return None
+    return Estimate(
+        mean=float(diagonal.mean.sum()),
+        standard_error=0.0,
+        rounding=math.sqrt(probing.size) * diagonal.rounding,
     )
 
 

@@ -7,7 +7,7 @@ from hessian_lab.fields import ACTIVATIONS
 from hessian_lab.losses import bce, mse
 from hessian_lab.probe import closed_kernel, closed_rows
 from hessian_lab.probe.closed_diagonal import exact_diagonal, flat
-from hessian_lab.probe.closed_form import _slots
+from hessian_lab.probe.closed_form import slots_of
 from hessian_lab.probe.closed_kernel import kernel_squares
 from hessian_lab.probe.closed_rows import exact_row_norms
 from hessian_lab.probe.closed_slabs import divide, unit_numbers
@@ -91,7 +91,7 @@ def test_kernel_gives_the_squares_of_the_ggn(act, num_outputs, monkeypatch):
     monkeypatch.setattr(closed_kernel, "PANEL_NUMBERS", 700)
     signal, model = points(num_outputs=num_outputs), small_field(act, num_outputs, 3)
     derivatives = output_derivatives(model, bce, signal.coords, signal.values)
-    ours = flat(kernel_squares(model, signal, *derivatives))
+    ours = flat(kernel_squares(model, signal.coords, *derivatives))
     assert_same(ours, dense_ggn(model, bce, signal).square().sum(dim=1))
 
 
@@ -99,7 +99,7 @@ def test_kernel_gives_the_squares_of_the_ggn(act, num_outputs, monkeypatch):
 def test_kernel_of_a_few_points_gives_the_squares(num_points):
     signal, model = points(num_points=num_points), small_field(depth=3)
     derivatives = output_derivatives(model, mse, signal.coords, signal.values)
-    ours = flat(kernel_squares(model, signal, *derivatives))
+    ours = flat(kernel_squares(model, signal.coords, *derivatives))
     assert_same(ours, dense_ggn(model, mse, signal).square().sum(dim=1))
 
 
@@ -159,7 +159,7 @@ def test_dead_units_have_norms_that_are_exactly_zero(matrix, num_points, slabs):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("numbers", [1, 2000, 20_000, 10**9])
 def test_slabs_hold_every_unit_once_and_no_more_than_fits(numbers, residual):
-    slots = _slots(small_field(depth=4, width=19, num_outputs=3))
+    slots = slots_of(small_field(depth=4, width=19, num_outputs=3))
     plan = divide(slots, residual=residual, numbers=numbers)
     bands = [band for bands, _ in plan for band in bands]
     units = [(band.index, unit) for band in bands for unit in range(19)[band.rows]]
@@ -184,7 +184,7 @@ def test_slabs_shrink_where_memory_is_short(monkeypatch):
     for there in (None, 1 << 21, 1 << 10):
         monkeypatch.setattr(closed_rows, "available_bytes", lambda _, there=there: there)
         assert_same(exact_row_norms(model, mse, signal), expected)
-    slots, panels = _slots(model), 6 * 5 * 17**2
+    slots, panels = slots_of(model), 6 * 5 * 17**2
     unit = max(unit_numbers(slots, i, residual=True) for i in range(5))
     whole = sum(total for _, total in divide(slots, residual=True, numbers=1 << 24))
     assert asked[0] == 8 * (panels + whole) + 8 * unit

@@ -944,6 +944,18 @@ def test_refuses_operations_with_a_wrong_second_derivative():
     wrong = HessianOperator(Wrong(), mse, DATA, check=False)
     with pytest.raises(ValueError, match="must be symmetric"):
         require_symmetric(wrong)
+    with pytest.raises(ValueError, match=r"triangle differ\. One of their operations has a wrong"):
+        dense_hessian(Wrong(), mse, points())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_refuses_the_weight_norm_of_torch_whose_second_derivative_is_wrong(dtype):
+    torch.manual_seed(0)
+    layers = nn.utils.parametrizations.weight_norm(nn.Linear(2, 5)), nn.Tanh(), nn.Linear(5, 1)
+    model, data = nn.Sequential(*layers).to(dtype), points().to(dtype=dtype)
+    for curvature in (HessianOperator, dense_hessian):
+        with pytest.raises(ValueError, match="wrong second derivative"):
+            curvature(model, mse, data)
 
 
 class Overwriting(nn.Module):

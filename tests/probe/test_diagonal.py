@@ -247,7 +247,7 @@ def test_stays_on_its_device(method):
 
 
 def test_rejects_an_unknown_method():
-    message = re.escape("method must be one of hutchinson, xdiag, got 'xtrace'.")
+    message = re.escape("method must be one of hutchinson, xdiag, exact, got 'xtrace'.")
     with pytest.raises(ValueError, match=message):
         diagonal(field_like(), method="xtrace")
 

@@ -287,7 +287,7 @@ def test_stays_on_its_device(method):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_rejects_an_unknown_method(function):
-    message = re.escape("method must be one of hutchinson, leave-one-out, got 'xtrace'.")
+    message = re.escape("method must be one of hutchinson, leave-one-out, exact, got 'xtrace'.")
     with pytest.raises(ValueError, match=message):
         function(field_like(), method="xtrace")
 

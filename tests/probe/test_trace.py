@@ -278,7 +278,7 @@ def test_deflation_pays_where_eigenvalues_decay(method):
 
 
 def test_rejects_an_unknown_method():
-    message = re.escape("method must be one of hutchinson, hutch++, xtrace, got 'xdiag'.")
+    message = re.escape("method must be one of hutchinson, hutch++, xtrace, exact, got 'xdiag'.")
     with pytest.raises(ValueError, match=message):
         trace(field_like(), method="xdiag")
 
