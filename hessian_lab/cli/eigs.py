@@ -139,6 +139,7 @@ def _tell_plan(args: argparse.Namespace) -> int:
         num=_number(args, "num"),
         num_probes=_number(args, "probes"),
         num_steps=_number(args, "lanczos_steps"),
+        layers=args.layers,
     )
     seconds = training_seconds(model, signal, steps) if trains else 0.0
     if args.json:

@@ -16,6 +16,7 @@ from hessian_lab.probe.hessian import has_closed_form
 from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, readable, require_bytes
+from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.signal import Signal
 
 Method = Literal["auto", "dense", "lanczos", "slq"]
@@ -128,20 +129,23 @@ def plan(
     num: int,
     num_probes: int,
     num_steps: int,
+    layers: bool = False,
 ) -> Plan:
     """Return what a measurement would take; times a few small matrices, or one product."""
     name, reason = chosen_method(method, model, signal.num_points)
     size = num_parameters(model)
+    blocks = layer_sizes(model) if layers else []
     if name == "dense":
-        needed, each = (
-            dense_bytes(model, signal.num_points),
-            _dense_seconds(model, signal.num_points),
-        )
+        needed = dense_bytes(model, signal.num_points)
+        each = _dense_seconds(model, signal.num_points, blocks)
     else:
         steps = min(num_steps, size) if name == "slq" else 0
         width = trainable(model)[0].element_size()
         held = max(num_probes * steps, min(size, max(300, 2 * num + 20)))
-        products = num_probes * steps + min(TYPICAL_SEARCH, size)
+        # A product with a layer's block is one with the whole.
+        products = sum(
+            num_probes * min(steps, part) + min(TYPICAL_SEARCH, part) for part in (size, *blocks)
+        )
         each_product, stored = _product_cost(model, signal, matrix)
         needed = held * size * width + stored
         each = products * each_product
@@ -177,7 +181,13 @@ def dense_bytes(model: nn.Module, num_points: int) -> int:
     return 8 * max(DENSE_COPIES * size**2, size**2 + temporary)
 
 
-def _dense_seconds(model: nn.Module, num_points: int) -> float:
+def layer_sizes(model: nn.Module) -> list[int]:
+    """Return the number of trainable parameters of every layer."""
+    places = Layout(model, selected_names(model, None)).layers().values()
+    return [sum(place.stop - place.start for place in layer) for layer in places]
+
+
+def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> float:
     device = trainable(model)[0].device
     size = num_parameters(model)
     square = torch.rand(TIMED_SIZE, TIMED_SIZE, dtype=torch.float64, device=device)
@@ -186,7 +196,7 @@ def _dense_seconds(model: nn.Module, num_points: int) -> float:
     assembly = 2 * num_points * size**2 / rate * (1 if has_closed_form(model) else 30)
     symmetric = square + square.T
     eigen = _timed(lambda: torch.linalg.eigvalsh(symmetric), device)
-    return assembly + eigen * (size / TIMED_SIZE) ** 3
+    return assembly + eigen * sum((part / TIMED_SIZE) ** 3 for part in (size, *blocks))
 
 
 def _product_cost(model: nn.Module, signal: Signal, matrix: Matrix) -> tuple[float, int]:

@@ -8,14 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, styled
+from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, set_title, styled
 from hessian_lab.probe.log_density import LogDensity
 
 # How far below its highest point a density is drawn.
 DEPTH = 1e-4
 # Checkpoints that are marked one by one.
 MOST_MARKS = 12
-CENTRED: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "color": VERMILLION}
+UPRIGHT: dict[str, Any] = {
+    "ha": "center",
+    "va": "bottom",
+    "rotation": 90,
+    "fontsize": 8,
+    "color": VERMILLION,
+}
 
 
 def plot_density(
@@ -45,8 +51,7 @@ def plot_density(
         if densities:
             _draw_density(panels[0], densities[-1], steps[-1])
         _draw_extremes(panels[-1], np.asarray(extremes, dtype=float), np.asarray(steps))
-        if title:
-            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        set_title(figure, title)
     return figure
 
 
@@ -77,12 +82,12 @@ def _draw_density(axes: Axes, one: LogDensity, step: int) -> None:
         label=f"{lump[0]:.0f}% lie below {one.floor:.1e}",
     )
     axes.axvspan(one.floor / 10, one.floor, color=VERMILLION, alpha=0.08, lw=0)
-    axes.text(place, 0.03, "not resolved", transform=axes.get_xaxis_transform(), **CENTRED)
+    axes.text(place, 0.03, "not resolved", transform=axes.get_xaxis_transform(), **UPRIGHT)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(one.floor / 10, magnitudes[-1])
     top = max(upper.max(), lump[2])
-    axes.set_ylim(top * DEPTH, top * 20)
+    axes.set_ylim(top * DEPTH, top * 50)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:g}"))
     axes.set_xlabel("magnitude |λ|")
     axes.set_ylabel("share per decade (%)")
@@ -94,12 +99,13 @@ def _draw_extremes(axes: Axes, extremes: np.ndarray, steps: np.ndarray) -> None:
     largest, smallest = extremes[:, 1], extremes[:, 0]
     mark = "o-" if len(steps) <= MOST_MARKS else "-"
     for values, color, label in ((largest, BLUE, "λmax"), (-smallest, ORANGE, "−λmin")):
-        shown = np.where(values > 0, values, np.nan)
-        axes.plot(steps, shown, mark, ms=3, color=color, label=label)
-    if (largest > 0).any() or (smallest < 0).any():
-        axes.set_yscale("log")
+        if (values > 0).any():
+            shown = np.where(values > 0, values, np.nan)
+            axes.plot(steps, shown, mark, ms=3, color=color, label=label)
+            axes.set_yscale("log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("eigenvalue")
     axes.set_title("ends of the spectrum")
-    axes.legend(loc="best")
+    if axes.lines:
+        axes.legend(loc="best")

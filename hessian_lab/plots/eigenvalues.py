@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, styled
+from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, set_title, styled
 from hessian_lab.probe.spectrum import Spectrum
 
 # The window of the papers' Fig. 2, and an odd number of bins, so that one is centred on zero.
@@ -53,8 +53,7 @@ def plot_spectrum(
             _draw_ranks(right, pool[0])
         else:
             _draw_training(right, pool, places)
-        if title:
-            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+        set_title(figure, title)
     return figure
 
 

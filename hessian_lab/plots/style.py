@@ -1,5 +1,6 @@
 """One look for every picture: sizes, fonts, colours that colour-blind readers tell apart."""
 
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,10 @@ from hessian_lab.training.files import make_directory, write_atomically
 
 # Okabe & Ito (2008).
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+
+# Of a headline: letters that surely fit, and the height of a line.
+LETTERS_PER_INCH = 12
+LINE_INCHES = 0.16
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -39,6 +44,14 @@ def styled() -> Iterator[None]:
     """Draw in the common look; the user's own settings come back afterwards."""
     with matplotlib.rc_context(STYLE):
         yield
+
+
+def set_title(figure: Figure, title: str | None) -> None:
+    """Write a headline over a figure, in as many lines as it takes; the figure grows by them."""
+    if title:
+        lines = textwrap.wrap(title, int(LETTERS_PER_INCH * figure.get_figwidth()))
+        figure.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
+        figure.set_figheight(figure.get_figheight() + LINE_INCHES * (len(lines) - 1))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -158,6 +158,20 @@ def test_time_counts_the_products(monkeypatch):
     assert density - search == pytest.approx(500 * 1e-3 / 4)
 
 
+def test_time_counts_the_layers(monkeypatch):
+    monkeypatch.setattr(planning, "_timed", lambda _work, _device: 1e-3)
+    assert planning.layer_sizes(FIELD) == [12, 42, 7]
+    # Two steps end in no layer, and a search takes at most as many products as a layer has rows.
+    few = {"num_probes": 10, "num_steps": 2}
+    for method, density in (("lanczos", 0), ("slq", 20)):
+        whole, all_of_them = (
+            make_plan(method, layers=layers, **few).seconds for layers in (False, True)
+        )
+        assert all_of_them - whole == pytest.approx((3 * density + 12 + 42 + 7) * 1e-3 / 4)
+    dense, layered = (make_plan("dense", layers=layers).seconds for layers in (False, True))
+    assert dense < layered < 2 * dense
+
+
 def test_dense_time_grows_with_points_and_the_cube_of_the_size(monkeypatch):
     monkeypatch.setattr(planning, "_timed", lambda _work, _device: 1e-3)
     small, large = (

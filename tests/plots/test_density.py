@@ -169,6 +169,33 @@ def test_the_title_of_the_figure_is_the_one_given(words):
     assert draw("none", words).get_suptitle() == (words or "")
 
 
+@pytest.mark.parametrize("case", ["measured", "none"])
+def test_a_long_title_stays_in_the_picture_and_leaves_the_panels_their_height(case):
+    words = "sine 4×16 on " + "a_photograph_with_a_long_name_" * 4 + " and some more words"
+    figure, plain = draw(case, words), draw(case, "sine")
+    for each in (figure, plain):
+        each.draw_without_rendering()
+    box, page = figure._suptitle.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert box.y1 <= page.y1
+    assert figure.get_suptitle().replace("\n", "").replace(" ", "") == words.replace(" ", "")
+    heights = [each.axes[0].get_window_extent().height for each in (figure, plain)]
+    assert heights[0] > 0.9 * heights[1]
+
+
+def test_what_lies_in_the_left_panel_does_not_leave_it():
+    left = drawn("measured").axes[0]
+    (note,) = left.texts
+    box, (area,) = note.get_window_extent(), left.patches
+    shaded = area.get_window_extent()
+    assert shaded.x0 <= box.x0 < box.x1 <= shaded.x1
+
+
+def test_a_matrix_without_negative_eigenvalues_has_one_end():
+    (axes,) = plot_density([], extremes=[(0.0, 1.0), (1e-9, 2.0)], steps=[0, 1]).axes
+    assert legend(axes) == ["λmax"]
+
+
 def test_it_can_be_saved(tmp_path):
     paths = save(draw("measured"), tmp_path / "density-slq")
     assert paths[0].read_bytes().startswith(b"\x89PNG")
