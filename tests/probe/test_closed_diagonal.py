@@ -8,8 +8,8 @@ from hessian_lab.losses import bce, mse
 from hessian_lab.probe import closed_diagonal
 from hessian_lab.probe.closed_diagonal import exact_diagonal
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian, hessian_terms
-from tests.probe.test_hessian import doubled, hooked, points, reparametrized, small_field, tied
-from tests.reference import assert_same, autograd_hessian
+from tests.probe.test_hessian import doubled, hooked, reparametrized, tied
+from tests.reference import assert_same, autograd_hessian, points, small_field
 
 # Agreement with torch.func.hessian to 1e-12 of the largest entry.
 ROUNDINGS = 1e-12 / torch.finfo(torch.float64).eps

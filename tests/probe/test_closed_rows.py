@@ -13,8 +13,8 @@ from hessian_lab.probe.closed_rows import exact_row_norms
 from hessian_lab.probe.closed_slabs import divide, unit_numbers
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian, output_derivatives
 from tests.probe.test_closed_diagonal import coupled_channels
-from tests.probe.test_hessian import points, small_field, tied
-from tests.reference import assert_same, autograd_hessian
+from tests.probe.test_hessian import tied
+from tests.reference import assert_same, autograd_hessian, points, small_field
 
 # Agreement with torch.func.hessian to 1e-12 of the largest norm.
 ROUNDINGS = 1e-12 / torch.finfo(torch.float64).eps

@@ -20,8 +20,7 @@ from hessian_lab.probe.layers import layer_blocks
 from hessian_lab.probe.linearized import LinearizedField
 from hessian_lab.probe.operators import require_symmetric
 from hessian_lab.probe.vectors import gaussian
-from tests.probe.test_hessian import points, small_field
-from tests.reference import assert_same
+from tests.reference import assert_same, points, small_field
 
 OPERATORS = [HessianOperator, GGNOperator]
 SIGNAL = points(num_points=36)

@@ -3,7 +3,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from hessian_lab.probe.data import Points
-from tests.probe.test_hessian import points
+from tests.reference import points
 
 SIGNAL = points(num_points=10)
 PAIR = SIGNAL.coords, SIGNAL.values

@@ -11,22 +11,10 @@ from hessian_lab.probe import kept_graph
 from hessian_lab.probe.closed_form import temporary_numbers
 from hessian_lab.probe.hessian import dense_hessian, has_closed_form, hessian_terms
 from hessian_lab.probe.kept_graph import hessian_rows, symmetrize
-from hessian_lab.signal import Signal
-from tests.reference import assert_same, autograd_hessian
+from tests.reference import assert_same, autograd_hessian, points, small_field
 
 # Agreement with torch.func.hessian to 1e-12 of the largest entry.
 ROUNDINGS = 1e-12 / torch.finfo(torch.float64).eps
-
-
-def points(num_points=37, num_inputs=2, num_outputs=1, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    coords = 2 * torch.rand(num_points, num_inputs, dtype=torch.float64, generator=generator) - 1
-    values = torch.rand(num_points, num_outputs, dtype=torch.float64, generator=generator)
-    return Signal(coords, values)
-
-
-def small_field(act="sine", num_outputs=1, depth=2, width=5, **options):
-    return make_field(act, 2, num_outputs, width=width, depth=depth, octaves=3, seed=1, **options)
 
 
 @pytest.mark.parametrize("depth", range(5))

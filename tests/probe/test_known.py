@@ -12,8 +12,7 @@ from hessian_lab.probe.norms import frobenius_norm, row_norms
 from hessian_lab.probe.operators import MatrixOperator, ScaledOperator
 from hessian_lab.probe.scaling import equilibration, jacobi
 from hessian_lab.probe.trace import trace
-from tests.probe.test_hessian import points, small_field
-from tests.reference import assert_same
+from tests.reference import assert_same, points, small_field
 
 OPERATORS = [HessianOperator, GGNOperator]
 QUANTITIES = {

@@ -8,8 +8,7 @@ from hessian_lab.probe.layers import LayerBlock, layer_blocks
 from hessian_lab.probe.operators import MatrixOperator, SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.vectors import gaussian
-from tests.probe.test_hessian import points, small_field
-from tests.reference import assert_same
+from tests.reference import assert_same, points, small_field
 
 OPERATORS = [HessianOperator, GGNOperator]
 SIZES = {"layers.0": 15, "layers.1": 30, "layers.2": 30, "layers.3": 12}

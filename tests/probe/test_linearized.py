@@ -13,8 +13,7 @@ from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian, hessian_terms, output_derivatives
 from hessian_lab.probe.linearized import LinearizedField, stored_numbers
 from hessian_lab.probe.vectors import gaussian
-from tests.probe.test_hessian import points, small_field
-from tests.reference import assert_same, autograd_hessian
+from tests.reference import assert_same, autograd_hessian, points, small_field
 
 MATRICES = ["hessian", "ggn"]
 LOSSES = {

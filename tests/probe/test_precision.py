@@ -5,7 +5,7 @@ from torch import nn
 from hessian_lab.losses import mse
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.precision import full_precision
-from tests.probe.test_hessian import points, small_field
+from tests.reference import points, small_field
 
 PRECISIONS = ["highest", "high", "medium"]
 # Where torch ≥ 2.9 keeps what may be shortened, and to what.

@@ -10,8 +10,7 @@ from hessian_lab.probe import storage
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.data import Points
 from hessian_lab.probe.linearize import Linearizer
-from tests.probe.test_hessian import points, small_field
-from tests.reference import assert_same
+from tests.reference import assert_same, points, small_field
 
 NUM_POINTS = 60
 SIGNAL = points(num_points=NUM_POINTS)
