@@ -85,7 +85,10 @@ class _CurvatureOperator(SymmetricOperator):
         return round(self._linearizer.per_point * at_once)
 
     def known_diagonal(self) -> Tensor | None:
-        """Return the exact diagonal [n] of a ``CoordinateMLP``; see ``exact_diagonal``."""
+        """Return the exact diagonal [n] of a ``CoordinateMLP``; see ``exact_diagonal``.
+
+        The data are read again.
+        """
         diagonal = self._closed(diagonal_at)
         if diagonal is None:
             return None
@@ -94,7 +97,7 @@ class _CurvatureOperator(SymmetricOperator):
     def known_row_norms(self) -> Tensor | None:
         """Return the exact row norms [n] of a ``CoordinateMLP``; see ``exact_row_norms``.
 
-        Not known where only some parameters are differentiated by.
+        Not known where only some parameters are differentiated by. The data are read again.
         """
         if len(self._linearizer.places()) < len(self._linearizer.parameters):
             return None

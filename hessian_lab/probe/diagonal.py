@@ -39,7 +39,6 @@ def diagonal(
       ``v ⊙ A v``. The error of entry ``i`` is √(Σ_{j≠i} A_ij² / m) after ``m`` products.
     - ``xdiag`` deflates each vector by the products with the others: fewer products where
       eigenvalues decay fast, more where they do not.
-
     - ``exact`` estimates nothing: the operator of a ``CoordinateMLP`` knows its diagonal in closed
       form, see ``exact_diagonal``; of another the columns are multiplied out, by n products.
 
@@ -120,7 +119,8 @@ def _exact(probing: Probing) -> Estimate[Tensor]:
 def known_diagonal(probing: Probing) -> Estimate[Tensor] | None:
     """Return what the operator knows of its diagonal without products."""
     entries = probing.operator.known_diagonal()
-    if entries is None:
+    # Products tell which of them is not finite.
+    if entries is None or not entries.isfinite().all():
         return None
     entries = entries.double()
     rounding = probing.eps * float(torch.linalg.vector_norm(entries))

@@ -41,7 +41,6 @@ def row_norms(
     - ``leave-one-out`` takes what of a row lies in the span of the products with the other vectors
       exactly, and estimates the rest. Where eigenvalues decay fast it is far better at the same
       cost; where they do not, up to twice worse.
-
     - ``exact`` estimates nothing: the operator of a ``CoordinateMLP`` knows its row norms in closed
       form, see ``exact_row_norms``; of another the columns are multiplied out, by n products.
 
@@ -125,7 +124,8 @@ def _exact_total(probing: Probing) -> Estimate[float]:
 
 def _known_rows(probing: Probing) -> Estimate[Tensor] | None:
     norms = probing.operator.known_row_norms()
-    if norms is None:
+    # Products tell which of them is not finite.
+    if norms is None or not norms.isfinite().all():
         return None
     norms = norms.double()
     return Estimate(

@@ -42,7 +42,6 @@ def trace(
       within it, exactly, and half on Hutchinson's estimate of the rest.
     - ``xtrace`` lets every vector serve both ends. It needs the fewest products where eigenvalues
       decay fast, and the most where they do not.
-
     - ``exact`` sums the diagonal, and estimates nothing: see ``diagonal``.
 
     Random signs see a diagonal matrix exactly. ``hutch++`` up to rank m/4 and ``xtrace`` below

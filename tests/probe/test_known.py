@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from hessian_lab.errors import NonFiniteError
 from hessian_lab.losses import bce, mse
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.diagonal import diagonal
@@ -126,3 +127,9 @@ def test_what_is_known_in_float32_says_its_rounding(quantity):
     single = HessianOperator(model.float(), mse, signal.to(dtype=torch.float32))
     low, high = map(double, find(single, method="exact").interval())
     assert ((low <= truth) & (truth <= high)).all()
+
+
+def test_what_is_not_finite_is_told_by_its_product(quantity):
+    matrix = torch.diag(torch.tensor([1.0, float("nan"), 2.0]).double())
+    with pytest.raises(NonFiniteError, match="product 1 of the operator"):
+        quantity[0](MatrixOperator(matrix, check=False), method="exact")
