@@ -47,7 +47,7 @@ ALLOWED = {
     **{module: BASE | NUMERICS for module in NUMERICS},
     **{module: FLOOR_0 | CURVATURE for module in CURVATURE},
     "signals": BASE | FIELDS | {"probe.memory"},
-    "optim": BASE,
+    "optim": BASE | NUMERICS | CURVATURE,
     "training": TRAINING,
     "measures": TRAINING | {"training"},
     "plots": NUMERICS | {"training"},

@@ -1,37 +1,72 @@
-"""torch's SGD and Adam, with closures that leave the backward pass to the optimizer."""
+"""torch's SGD and Adam under the contract of this package."""
 
+import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from hessian_lab.optim.contract import Closure, Contract, order_of
+from hessian_lab.optim.preconditioner import Preconditioner, diagonal_preconditioner
 
 
-def filling_gradients(
-    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]
-) -> Callable[[], Tensor]:
-    """Return a closure that also fills ``.grad``, as torch's own optimizers expect."""
+class _FirstOrder(Contract):
+    """A step of torch's own on gradients that a closure, or the caller, has filled in."""
 
-    def filled() -> Tensor:
-        optimizer.zero_grad()
+    takes_groups = True
+
+    def _step(self, closure: Closure | None, take: Callable[[], object]) -> Tensor | None:
+        """Take one step; return the loss before it, or None without a closure."""
+        loss = None
+        if closure is not None:
+            loss = self._backward(closure)
+            if not math.isfinite(float(loss)):
+                self._skip(f"loss became {float(loss)}")
+                return loss
+        take()
+        self._took()
+        return loss
+
+    def _backward(self, closure: Closure) -> Tensor:
+        """Fill ``.grad``, unless the closure has done it; return the loss."""
+        self.zero_grad()
+        self.counters["evaluations"] += 1
         with torch.enable_grad():
-            loss = closure()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss: Tensor = closure()
+        if all(value.grad is None for value in self.parameters):
+            self._keep_gradients(self._gradients(loss))
         return loss.detach()
 
-    return filled
 
+class SGD(_FirstOrder, torch.optim.SGD):
+    """``torch.optim.SGD`` with a closure that returns the loss; it need not call backward."""
 
-class SGD(torch.optim.SGD):
-    """``torch.optim.SGD`` with a closure that returns the loss and does not call backward."""
-
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; return the loss before it."""
-        return super().step(filling_gradients(self, closure))  # type: ignore[no-any-return, arg-type]
+        return self._step(closure, super(_FirstOrder, self).step)
 
 
-class Adam(torch.optim.Adam):
-    """``torch.optim.Adam`` with a closure that returns the loss and does not call backward."""
+class Adam(_FirstOrder, torch.optim.Adam):
+    """``torch.optim.Adam`` with a closure that returns the loss; it need not call backward."""
 
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; return the loss before it."""
-        return super().step(filling_gradients(self, closure))  # type: ignore[no-any-return]
+        return self._step(closure, super(_FirstOrder, self).step)
+
+    def preconditioner(self, model: nn.Module | None = None) -> Preconditioner:
+        """Return ``P = diag(√v̂ + ε)``, with the moving average ``v̂`` of squared gradients.
+
+        Raises:
+            ValueError: Before the first step.
+        """
+        scales = []
+        for group in self.param_groups:
+            for value in group["params"]:
+                state = self.state.get(value)
+                if not state:
+                    raise ValueError("Adam has no preconditioner before its first step.")
+                name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+                correction = 1 - group["betas"][1] ** float(state["step"])
+                scales.append((state[name] / correction).sqrt() + group["eps"])
+        ordered = [scales[place].flatten() for place in order_of(self.parameters, model)]
+        return diagonal_preconditioner(torch.cat(ordered))

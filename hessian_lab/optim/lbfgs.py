@@ -6,10 +6,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hessian_lab.optim.first_order import filling_gradients
-
 # torch keeps a line search of at most 25 trials; ``max_eval`` counts the evaluation before it too.
 LINE_SEARCH_EVALUATIONS = 26
+
+
+def filling_gradients(
+    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]
+) -> Callable[[], Tensor]:
+    """Return a closure that also fills ``.grad``, as torch's own optimizers expect."""
+
+    def filled() -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = closure()
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    return filled
 
 
 class LBFGS(torch.optim.LBFGS):
