@@ -1,86 +1,110 @@
-"""torch's L-BFGS, one iteration per step, that does not stall in silence."""
+"""L-BFGS, one iteration per step, each evaluation used once."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# torch keeps a line search of at most 25 trials; ``max_eval`` counts the evaluation before it too.
-LINE_SEARCH_EVALUATIONS = 26
+from hessian_lab.optim.compact import CompactRoot, two_loop
+from hessian_lab.optim.preconditioner import Preconditioner
+from hessian_lab.optim.searching import (
+    Move,
+    Parameters,
+    Point,
+    Searching,
+    curved,
+    search_options,
+    warn_of_searches,
+)
 
-
-def filling_gradients(
-    optimizer: torch.optim.Optimizer, closure: Callable[[], Tensor]
-) -> Callable[[], Tensor]:
-    """Return a closure that also fills ``.grad``, as torch's own optimizers expect."""
-
-    def filled() -> Tensor:
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = closure()
-            loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    return filled
+# Steps, changes of the gradient over them, and their inner products, the oldest first.
+PAIRS = ("steps", "changes", "curvatures")
 
 
-class LBFGS(torch.optim.LBFGS):
-    """``torch.optim.LBFGS`` with strong Wolfe line search, one iteration per ``step``.
+class LBFGS(Searching):
+    """Limited-memory BFGS with a strong Wolfe line search; one iteration per ``step``.
 
-    With ``max_iter=1`` torch's default ``max_eval`` of 1 leaves the line search no trial: every
-    step has length 0. Here it has 25. Where a search still finds no decrease along the
-    quasi-Newton direction, the memory is dropped and the step retried along the gradient.
+    The loss and gradient that a search accepts start the next step, which so takes one evaluation
+    where the first trial is accepted. Where a search finds no decrease, the pairs are dropped and
+    the gradient is followed; where that finds none either, the optimizer has converged: steps do
+    nothing from then on, until the parameters are moved by others.
+
+    Per step it takes about one evaluation and ``4 m n`` multiplications; it keeps ``2 m n``
+    numbers for ``m = history_size`` pairs of ``n`` parameters. A step along a mini-batch learns
+    from the two gradients of that batch.
 
     Args:
-        params: An iterable of parameters, or a single group.
-        lr: The first trial length of every search but the first.
+        params: The parameters, in one group.
+        lr: The first trial length of a search; the first step's is ``lr · min(1, 1 / ‖g‖₁)``.
         history_size: Pairs kept.
-        line_search_fn: ``strong_wolfe`` or None.
-        tolerance_grad: Below this largest entry of the gradient a step does nothing.
+        line_search_fn: ``strong_wolfe``; ``armijo``; or None, to take steps of length ``lr``.
+        tolerance_grad: Where no entry of the gradient is larger, the optimizer has converged.
+        c2: What a search leaves of the slope at most.
+        same_batch: Whether all steps are taken on one batch, so that what the last one computed
+            at its end may start the next. Set it to False for mini-batches.
+
+    Raises:
+        ValueError: For an option out of range, or more than one group.
+        TypeError: For complex or sparse parameters.
+
+    Note:
+        ``P`` of ``preconditioner()`` is the inverse of the present inverse-Hessian approximation.
 
     References:
-        Nocedal & Wright (2006), Alg. 7.5; pytorch/pytorch#135026.
+        Nocedal & Wright (2006), Alg. 7.5.
     """
+
+    needs_graph = False
 
     def __init__(
         self,
-        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        params: Parameters,
         lr: float = 1.0,
         *,
         history_size: int = 100,
         line_search_fn: str | None = "strong_wolfe",
         tolerance_grad: float = 0.0,
+        c2: float = 0.9,
+        same_batch: bool = True,
     ) -> None:
         if history_size < 1:
             raise ValueError(f"history_size must be at least 1, got {history_size}.")
-        if line_search_fn not in (None, "strong_wolfe"):
-            raise ValueError(
-                f"line_search_fn must be strong_wolfe or None, got {line_search_fn!r}."
-            )
-        super().__init__(
-            params,
-            lr=lr,
-            max_iter=1,
-            max_eval=LINE_SEARCH_EVALUATIONS,
-            history_size=history_size,
-            line_search_fn=line_search_fn,
-            tolerance_grad=tolerance_grad,
-            tolerance_change=0.0,
-        )
+        if not tolerance_grad >= 0:
+            raise ValueError(f"tolerance_grad must not be negative, got {tolerance_grad}.")
+        options = search_options(lr, line_search_fn, c2, same_batch)
+        more = {"history_size": history_size, "tolerance_grad": tolerance_grad}
+        super().__init__(params, options | more)
+        warn_of_searches(self)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
-        """Take one iteration; return the loss before it."""
-        filled = filling_gradients(self, closure)
-        parameters = self.param_groups[0]["params"]
-        before = [value.clone() for value in parameters]
-        loss = super().step(filled)  # type: ignore[no-untyped-call]
-        if self._memory() and all(map(torch.equal, before, parameters)):
-            self.state.clear()
-            super().step(filled)  # type: ignore[no-untyped-call]
-        return torch.as_tensor(loss)
+    def preconditioner(self, model: nn.Module | None = None) -> Preconditioner:
+        """Return ``P = M⁻¹`` of the step ``-η M g``; ``4 m² n`` multiplications.
 
-    def _memory(self) -> bool:
-        """Tell whether any pair of steps and gradients is kept."""
-        return bool(self.state[self.param_groups[0]["params"][0]].get("old_dirs"))
+        Args:
+            model: Whose order of parameters to use; by default that of the group.
+
+        Raises:
+            ValueError: Before the first pair, or if the model's parameters are others.
+        """
+        if not self._memory.get("steps"):
+            raise ValueError("LBFGS has no preconditioner before its first pair.")
+        indices = self._indices(model)
+        return Preconditioner(CompactRoot(self._memory["steps"], self._memory["changes"], indices))
+
+    def _directions(self, start: Point) -> Iterator[tuple[Tensor, float]]:
+        group, memory = self.param_groups[0], self._memory
+        if float(start.gradient.abs().max()) <= group["tolerance_grad"]:
+            return
+        if memory.get("steps"):
+            steps, changes, curvatures = (memory[name] for name in PAIRS)
+            yield two_loop(steps, changes, curvatures, start.gradient).neg_(), group["lr"]
+            memory.update((name, []) for name in PAIRS)
+        yield self._steepest(start)
+
+    def _learn(self, move: Move) -> None:
+        step, change = move.direction * move.length, move.end.gradient - move.start.gradient
+        if not curved(step, change):
+            self._count("skipped_pairs")
+            return
+        self.counters["curvature_updates"] += 1
+        most, memory = self.param_groups[0]["history_size"], self._memory
+        for name, entry in zip(PAIRS, (step, change, step.dot(change)), strict=True):
+            memory[name] = [*memory.get(name, []), entry][-most:]

@@ -109,7 +109,7 @@ def test_steps_return_the_loss_before_and_descend(name, problem):
     ("options", "message"),
     [
         ({"history_size": 0}, "history_size must be at least 1, got 0"),
-        ({"line_search_fn": "none"}, "line_search_fn must be strong_wolfe or None, got 'none'"),
+        ({"line_search_fn": "none"}, "line_search_fn must be strong_wolfe, armijo or None, got 'none'"),
     ],
 )
 def test_refuses_options_out_of_range(options, message):

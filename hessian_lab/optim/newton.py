@@ -1,0 +1,159 @@
+"""Newton's method with a dense Hessian, kept downhill."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hessian_lab.errors import NonFiniteError, ResourceError
+from hessian_lab.optim.contract import Closure, flat, is_finite, like
+from hessian_lab.optim.preconditioner import Preconditioner
+from hessian_lab.optim.searching import (
+    Parameters,
+    Point,
+    Searching,
+    dense_root,
+    search_options,
+    warn_of_searches,
+)
+from hessian_lab.probe.memory import readable, require_bytes
+
+MOST_PARAMETERS = 5_000
+SOLVES = ("abs", "damped", "exact")
+# The Hessian, and in float64 itself, its eigenvectors and the solver's two work spaces.
+MATRICES = 5
+
+
+class Newton(Searching):
+    """Newton's method: ``x - t C⁻¹ g`` with ``C`` made from the Hessian ``H = V Λ Vᵀ``.
+
+    A Hessian that is not positive definite sends the plain step towards saddles, so ``C`` is
+
+    - ``abs``: ``|H| + λ I``, which leaves saddles along directions of negative curvature;
+    - ``damped``: ``H + (λ + max(0, -Λ_min)) I``, the least shift that is positive definite;
+    - ``exact``: ``H`` itself, as the papers print it. It takes full steps and may ascend.
+
+    Per step it takes ``n`` products and an eigendecomposition in float64, about ``9 n³``
+    multiplications; it keeps ``n²`` numbers in float64.
+
+    Args:
+        params: The parameters, in one group; at most 5,000 numbers.
+        lr: The first trial length of a search, and the length of a step without one.
+        solve: ``abs``, ``damped`` or ``exact``.
+        damping: ``λ``; not used by ``exact``.
+        line_search_fn: ``strong_wolfe``; ``armijo``; or None, to take steps of length ``lr``. By
+            default ``strong_wolfe``, for ``exact`` None.
+        same_batch: Whether all steps are taken on one batch, so that one without decrease has
+            converged. Set it to False for mini-batches.
+
+    Raises:
+        ResourceError: If its matrices do not fit, before they are allocated.
+        ValueError: For an option out of range, or more than one group.
+        TypeError: For complex or sparse parameters.
+
+    References:
+        Nocedal & Wright (2006), Sec. 3.4; Dauphin et al. (2014), arXiv:1406.2572, for ``abs``.
+    """
+
+    keeps = False
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1.0,
+        *,
+        solve: str = "abs",
+        damping: float = 1e-6,
+        line_search_fn: str | None = "auto",
+        same_batch: bool = True,
+    ) -> None:
+        if solve not in SOLVES:
+            raise ValueError(f"solve must be one of {', '.join(SOLVES)}, got {solve!r}.")
+        if not damping >= 0:
+            raise ValueError(f"damping must not be negative, got {damping}.")
+        if line_search_fn == "auto":
+            line_search_fn = None if solve == "exact" else "strong_wolfe"
+        if solve == "exact" and line_search_fn is not None:
+            raise ValueError(
+                "line_search_fn must be None with solve=exact, whose direction may ascend, got "
+                f"{line_search_fn!r}."
+            )
+        options = search_options(lr, line_search_fn, 0.9, same_batch)
+        super().__init__(params, options | {"solve": solve, "damping": damping})
+        _require_room(self.parameters)
+        warn_of_searches(self)
+
+    def preconditioner(self, model: nn.Module | None = None) -> Preconditioner:
+        """Return ``P = C`` of the last step.
+
+        Args:
+            model: Whose order of parameters to use; by default that of the group.
+
+        Raises:
+            ValueError: Before the first step, if ``C`` is not positive definite, or if the
+                model's parameters are others.
+        """
+        if "curvatures" not in self._memory:
+            raise ValueError("Newton has no preconditioner before its first step.")
+        values, vectors = self._memory["curvatures"], self._memory["eigenvectors"]
+        return dense_root(1 / values, vectors, self._indices(model), self.parameters[0].dtype)
+
+    def _begin(self, closure: Closure) -> Point:
+        return self._measure(closure, create_graph=True)
+
+    def _directions(self, start: Point) -> Iterator[tuple[Tensor, float]]:
+        lr = self.param_groups[0]["lr"]
+        values, vectors = torch.linalg.eigh(self._hessian(start).double())
+        self.counters["curvature_updates"] += 1
+        curvatures = self._curvatures(values)
+        self._memory.update(curvatures=curvatures, eigenvectors=vectors)
+        inside = (vectors.T @ start.gradient.double()) / curvatures
+        direction = -(vectors @ inside).to(start.gradient.dtype)
+        if not is_finite([direction]):
+            raise NonFiniteError("the Newton step was not finite")
+        yield direction, lr
+        if self.param_groups[0]["line_search_fn"] is not None:
+            yield self._steepest(start)
+
+    def _curvatures(self, values: Tensor) -> Tensor:
+        """Return the eigenvalues of ``C`` from those of ``H``, ascending."""
+        group = self.param_groups[0]
+        if group["solve"] == "exact":
+            return values
+        if group["solve"] == "abs":
+            return values.abs() + group["damping"]
+        return values + (group["damping"] - values[0].clamp_max(0))
+
+    def _hessian(self, start: Point) -> Tensor:
+        """Return the Hessian [n, n], symmetric, by its rows.
+
+        Raises:
+            NonFiniteError: If an entry is not finite.
+        """
+        size = len(start.gradient)
+        matrix = start.gradient.new_empty(size, size)
+        unit = start.gradient.new_zeros(size)
+        for place in range(size):
+            unit[place] = 1
+            parts = like(unit, self.parameters)
+            matrix[place] = flat(self._products(start.graph, parts, more=place + 1 < size))
+            unit[place] = 0
+        if not is_finite([matrix]):
+            raise NonFiniteError("the Hessian was not finite")
+        return (matrix + matrix.T) / 2
+
+
+def _require_room(parameters: list[Tensor]) -> None:
+    size = sum(value.numel() for value in parameters)
+    needed = MATRICES * size**2 * 8
+    if size > MOST_PARAMETERS:
+        raise ResourceError(
+            f"Newton takes at most {MOST_PARAMETERS} parameters, got {size}: its matrices take "
+            f"{readable(needed)} ({needed} bytes). Use NewtonCG."
+        )
+    require_bytes(
+        needed,
+        f"Newton's matrices of size {size}",
+        device=parameters[0].device,
+        cure="Use NewtonCG.",
+    )

@@ -1,0 +1,362 @@
+"""What the optimizers with a line search have in common: a point, a direction, a search."""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hessian_lab.errors import NonFiniteError
+from hessian_lab.optim.contract import Closure, Contract, flat, like, order_of
+from hessian_lab.optim.preconditioner import Preconditioner, dense_preconditioner
+from hessian_lab.optim.wolfe import DECREASE, Evaluate, Trial, armijo, strong_wolfe
+
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+# The cosine between a step and the change of the gradient that a pair needs, at least.
+LEAST_CURVATURE = 1e-8
+SEARCH_COUNTERS = ("trials", "skipped_pairs", "restarts")
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """The loss at one place, and its gradient [n].
+
+    Attributes:
+        loss: The loss, detached.
+        gradient: Its gradient as one vector, detached.
+        graph: The gradient with its graph, a tensor per parameter, where products are needed.
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    graph: Sequence[Tensor] = ()
+
+    def is_finite(self) -> bool:
+        """Tell whether the loss and every entry of the gradient is finite."""
+        return math.isfinite(float(self.loss + (self.gradient * 0).sum()))
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """A step that was found: ``length * direction``, from one point to another."""
+
+    length: float
+    direction: Tensor
+    start: Point
+    end: Point
+
+
+class Searching(Contract):
+    """A step along a direction, as far as a line search goes.
+
+    A subclass is final: it names directions, and learns from the step that was taken. A step that
+    finds no decrease tries the next direction, forgetting what led to the last; after the
+    steepest one it ends as converged, and a step from the same place costs nothing.
+    """
+
+    # Whether the loss and gradient that a search accepts may serve as the next step's start.
+    keeps: ClassVar[bool] = True
+
+    @property
+    def converged(self) -> bool:
+        """Whether the last step found no decrease, not even along the gradient."""
+        return bool(self.param_groups[0]["converged"])
+
+    @torch.no_grad()
+    def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
+        """Take one step; return the loss before it.
+
+        Args:
+            closure: Returns the loss of one fixed batch with its graph; called several times.
+
+        Raises:
+            DivergenceError: If loss or curvature were not finite in ten steps in a row.
+            RuntimeError: If the closure returns no loss with a graph.
+        """
+        place = flat(self.parameters)
+        start = self._known(place)
+        if start is None:
+            self.param_groups[0]["converged"] = False
+            start = self._begin(closure)
+            if start.is_finite():
+                self._go(closure, place, start)
+            else:
+                self._skip("loss or gradient was not finite")
+        elif self.converged:
+            self._rest(place, start)
+        else:
+            self._go(closure, place, start)
+        self._keep_gradients(like(start.gradient.clone(), self.parameters))
+        return start.loss
+
+    def diagnostics(self) -> dict[str, float]:
+        """Return what the steps so far took, and what the last of them was.
+
+        Totals are ``evaluations``, of which ``trials`` in searches, ``products``,
+        ``curvature_updates``, ``skipped`` (steps), ``skipped_pairs`` and ``restarts`` along the
+        gradient; ``step_length`` is the 2-norm of the last step; ``converged`` is 0 or 1.
+        """
+        names = ("evaluations", "products", "curvature_updates", "skipped", *SEARCH_COUNTERS)
+        numbers = {name: float(self.counters.get(name, 0)) for name in names}
+        numbers["converged"] = float(self.converged)
+        return numbers if self._length is None else {"step_length": self._length, **numbers}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state bit for bit, lists of tensors included."""
+        super().load_state_dict(state_dict)
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        for value, index in zip(self.parameters, saved, strict=True):
+            for name, entry in state_dict["state"].get(index, {}).items():
+                if isinstance(entry, list):
+                    self.state[value][name] = [
+                        each.detach().clone().to(value.device) for each in entry
+                    ]
+
+    # What a subclass says.
+
+    def _begin(self, closure: Closure) -> Point:
+        """Return the point where a step starts."""
+        return self._measure(closure)
+
+    def _directions(self, start: Point) -> Iterator[tuple[Tensor, float]]:
+        """Yield directions [n] with the length to try first, the best first."""
+        raise NotImplementedError
+
+    def _learn(self, move: Move) -> None:
+        """Use what a step has shown."""
+
+    def _search(self, evaluate: Any, start: Trial, first: float) -> Trial:
+        """Return where along a direction to go."""
+        if not start.slope < 0:
+            return start
+        search = SEARCHES[self.param_groups[0]["line_search_fn"]]
+        return search(evaluate, start, first, c2=self.param_groups[0]["c2"])
+
+    # What a subclass is made of.
+
+    @property
+    def _memory(self) -> dict[str, Any]:
+        """The state, which is that of all parameters together."""
+        memory: dict[str, Any] = self.state[self.parameters[0]]
+        return memory
+
+    def _count(self, name: str, more: int = 1) -> None:
+        self.counters[name] = self.counters.get(name, 0) + more
+
+    def _steepest(self, start: Point) -> tuple[Tensor, float]:
+        """Return the direction of steepest descent, and the length that torch tries first."""
+        size = float(start.gradient.abs().sum())
+        return -start.gradient, min(1.0, 1 / size if size else 1.0) * self.param_groups[0]["lr"]
+
+    def _measure(self, closure: Closure, *, create_graph: bool = False) -> Point:
+        """Return loss and gradient where the parameters are."""
+        loss = self._evaluate(closure) if self.needs_graph else self._evaluate_any(closure)
+        if all(value.grad is None for value in self.parameters):
+            with torch.enable_grad():
+                gradients = self._gradients(loss, create_graph=create_graph)
+        else:
+            gradients = [
+                torch.zeros_like(value) if value.grad is None else value.grad
+                for value in self.parameters
+            ]
+            self.zero_grad(set_to_none=True)
+        return Point(loss.detach(), flat(gradients), gradients if create_graph else ())
+
+    def _evaluate_any(self, closure: Closure) -> Tensor:
+        """Return the loss of a closure that may have called backward."""
+        self.zero_grad(set_to_none=True)
+        self.counters["evaluations"] += 1
+        with torch.enable_grad():
+            loss = closure()
+        filled = any(value.grad is not None for value in self.parameters)
+        if not (isinstance(loss, Tensor) and (filled or loss.requires_grad)):
+            raise RuntimeError(
+                "closure must return the loss with its graph, or call backward and return the "
+                f"loss, got {'a tensor' if isinstance(loss, Tensor) else type(loss).__name__} and "
+                "no gradients. Return it without detach() or item(), and not under "
+                "torch.no_grad()."
+            )
+        return loss
+
+    def _go(self, closure: Closure, place: Tensor, start: Point) -> None:
+        """Search along one direction after the other until one leads somewhere."""
+        try:
+            for number, (direction, first) in enumerate(self._directions(start)):
+                self._count("restarts", int(number > 0))
+                move = self._try(closure, place, start, direction, first)
+                if move is not None:
+                    self._arrive(move)
+                    return
+        except NonFiniteError as error:
+            self._skip(str(error))
+        else:
+            self._rest(place, start)
+
+    def _arrive(self, move: Move) -> None:
+        """Count a step that was taken, learn from it, and keep what was computed at its end."""
+        self._took()
+        self._learn(move)
+        if self.keeps and self.param_groups[0]["same_batch"]:
+            self._keep(flat(self.parameters), move.end)
+        else:
+            self._memory.pop("place", None)
+
+    def _rest(self, place: Tensor, start: Point) -> None:
+        """Count a step of length 0; on the same batch there is no other to come."""
+        self._took()
+        self._length = 0.0
+        if self.param_groups[0]["same_batch"]:
+            self.param_groups[0]["converged"] = True
+            self._keep(place, start)
+
+    def _keep(self, place: Tensor, point: Point) -> None:
+        self._memory.update(place=place, loss=point.loss, gradient=point.gradient)
+
+    def _known(self, place: Tensor) -> Point | None:
+        """Return what is known of a place, None if the parameters were moved since."""
+        memory = self._memory
+        if "place" not in memory or not torch.equal(memory["place"], place):
+            return None
+        return Point(memory["loss"], memory["gradient"])
+
+    def _try(
+        self, closure: Closure, place: Tensor, start: Point, direction: Tensor, first: float
+    ) -> Move | None:
+        """Return the step along a direction, the parameters being there; None without one."""
+        slope = float(start.gradient @ direction)
+        origin = Trial(0.0, float(start.loss), slope, start)
+        reached = place
+
+        def evaluate(length: float) -> Trial:
+            nonlocal reached
+            self._count("trials")
+            reached = torch.add(place, direction, alpha=length)
+            self._place(reached)
+            point = self._measure(closure)
+            return Trial(length, float(point.loss), float(point.gradient @ direction), point)
+
+        try:
+            found = self._search(evaluate, origin, first)
+        except BaseException:
+            self._place(place)
+            raise
+        there = torch.add(place, direction, alpha=found.length)
+        if not torch.equal(there, reached):
+            self._place(there)
+        if torch.equal(there, place):
+            self._length = 0.0
+            return None
+        self._length = found.length * float(torch.linalg.vector_norm(direction))
+        return Move(found.length, direction, start, found.point)
+
+    def _place(self, vector: Tensor) -> None:
+        """Set the parameters."""
+        torch._foreach_copy_(self.parameters, like(vector, self.parameters))
+
+    def _indices(self, model: nn.Module | None) -> Tensor:
+        """Return where each entry of a model's parameters stands in the vector of ours.
+
+        Raises:
+            ValueError: If they are not the same parameters.
+        """
+        order = order_of(self.parameters, model)
+        if len(order) != len(self.parameters):
+            raise ValueError(
+                f"model must have all {len(self.parameters)} parameters of the optimizer, got "
+                f"{len(order)} of them: the root of a dense matrix has no part of its own."
+            )
+        sizes = [value.numel() for value in self.parameters]
+        parts = torch.arange(sum(sizes), device=self.parameters[0].device).split(sizes)
+        return torch.cat([parts[place] for place in order])
+
+
+def curved(step: Tensor, change: Tensor) -> bool:
+    """Tell whether a pair shows positive curvature beyond rounding: ``sᵀy > ε ‖s‖ ‖y‖``."""
+    least = max(LEAST_CURVATURE, torch.finfo(step.dtype).eps)
+    norms = torch.linalg.vector_norm(step) * torch.linalg.vector_norm(change)
+    return bool(step.dot(change) > least * norms)
+
+
+def dense_root(
+    values: Tensor, vectors: Tensor, indices: Tensor, dtype: torch.dtype
+) -> Preconditioner:
+    """Return ``P`` by the eigenvalues [n] and -vectors [n, n] of ``P⁻¹``, entries reordered.
+
+    Raises:
+        ValueError: If it is not positive definite.
+    """
+    if not bool((values > 0).all()):
+        raise ValueError(
+            "the preconditioner must be positive definite to have a root, got the eigenvalue "
+            f"{float(values.min()):.3g}."
+        )
+    vectors = vectors[indices]
+    root = (vectors * values.sqrt()) @ vectors.T
+    return dense_preconditioner(((root + root.T) / 2).to(dtype))
+
+
+def full_step(evaluate: Evaluate, start: Trial, first: float, *, c2: float) -> Trial:  # noqa: ARG001
+    """Return the first trial, whatever it is.
+
+    Raises:
+        NonFiniteError: If it is not finite.
+    """
+    trial = evaluate(first)
+    if not (math.isfinite(trial.value) and math.isfinite(trial.slope)):
+        raise NonFiniteError("loss or gradient after the step was not finite")
+    return trial
+
+
+def _armijo(evaluate: Evaluate, start: Trial, first: float, *, c2: float) -> Trial:  # noqa: ARG001
+    return armijo(evaluate, start, first)
+
+
+SEARCHES = {"strong_wolfe": strong_wolfe, "armijo": _armijo, None: full_step}
+
+
+def search_options(
+    lr: float, line_search_fn: str | None, c2: float, same_batch: bool
+) -> dict[str, Any]:
+    """Return the options that all searches share.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if not (lr > 0 and math.isfinite(lr)):
+        raise ValueError(f"lr must be positive and finite, got {lr}.")
+    if line_search_fn not in SEARCHES:
+        raise ValueError(
+            f"line_search_fn must be strong_wolfe, armijo or None, got {line_search_fn!r}."
+        )
+    if not DECREASE < c2 < 1:
+        raise ValueError(f"c2 must lie between {DECREASE} and 1, got {c2}.")
+    return {
+        "lr": lr,
+        "line_search_fn": line_search_fn,
+        "c2": c2,
+        "same_batch": same_batch,
+        "converged": False,
+    }
+
+
+def warn_of_searches(optimizer: Searching) -> None:
+    """Warn where a line search cannot be trusted: on mini-batches, and in TF32."""
+    name = type(optimizer).__name__
+    if not optimizer.param_groups[0]["same_batch"]:
+        warnings.warn(
+            f"{name} searches along a line of each mini-batch's own loss: steps may undo each "
+            "other. Use the full batch, or large mini-batches.",
+            stacklevel=3,
+        )
+    rough = torch.get_float32_matmul_precision() != "highest"
+    if rough and any(
+        value.is_cuda and value.dtype == torch.float32 for value in optimizer.parameters
+    ):
+        warnings.warn(
+            f"{name} compares losses that TF32 rounds too coarsely: searches will fail. Call "
+            'torch.set_float32_matmul_precision("highest").',
+            stacklevel=3,
+        )
