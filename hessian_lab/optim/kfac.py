@@ -258,6 +258,8 @@ class KFAC(_Factored):
             ``empirical`` the outer products of the points' gradients, in the gradient's own pass,
             and right only for a loss that is a mean over points.
         damping: ``λ``, in units of the curvature; split by ``π² = mean eigenvalue of A / of B``.
+            Factors of the first steps are used for ``inverse_every`` of them, and layers are taken
+            for independent: much less than 0.1 diverges on fields at ``lr`` 0.1.
         ema: Of the factors, per update.
         update_every: Steps between updates of the factors.
         inverse_every: Steps between inversions, a multiple of ``update_every``.
@@ -279,7 +281,7 @@ class KFAC(_Factored):
         lr: float = 0.1,
         *,
         fisher: str = "ggn",
-        damping: float = 1e-3,
+        damping: float = 0.1,
         ema: float = 0.95,
         update_every: int = 10,
         inverse_every: int = 100,
@@ -343,7 +345,7 @@ class EKFAC(_Factored):
         lr: float = 0.1,
         *,
         fisher: str = "ggn",
-        damping: float = 1e-3,
+        damping: float = 0.1,
         ema: float = 0.95,
         update_every: int = 10,
         inverse_every: int = 100,
