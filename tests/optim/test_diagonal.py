@@ -113,6 +113,8 @@ def test_settings_are_saved_with_the_state():
 @each
 @pytest.mark.parametrize("convention", ["closure", "backward"])
 def test_a_dropped_model_is_freed_without_a_collector(name, convention):
+    # What torch imports when an optimizer is first made refers to its caller.
+    make(name, network()[0].parameters())
     gc.collect()
     gc.disable()
     try:
@@ -124,7 +126,6 @@ def test_a_dropped_model_is_freed_without_a_collector(name, convention):
             else:
                 step_by_backward(optimizer, closure)
         watched = [weakref.ref(value) for value in model.parameters()]
-        optimizer.zero_grad(set_to_none=False)
         del model, closure, optimizer
         assert [reference() for reference in watched] == [None] * 4
     finally:
@@ -241,6 +242,19 @@ def test_probes_take_both_signs_and_have_mean_zero():
     # Independent entries, those of different parameters too.
     covariance = drawn.T @ drawn / 2000
     assert (covariance - torch.eye(len(covariance))).abs().max() < 5 / 2000**0.5
+
+
+def test_every_measurement_draws_new_probes(monkeypatch):
+    model, closure = network()
+    optimizer = AdaHessian(model.parameters(), num_probes=2, update_every=3)
+    numbers = []
+    draw = optimizer._vectors
+    monkeypatch.setattr(
+        optimizer, "_vectors", lambda number: numbers.append(number) or draw(number)
+    )
+    for _ in range(7):
+        optimizer.step(closure)
+    assert numbers == [0, 1, 2, 3, 4, 5]
 
 
 def test_probes_are_not_those_of_analyses():
