@@ -5,6 +5,8 @@ COMMANDS = {
     "train": "hessian_lab.cli.train",
     "eigs": "hessian_lab.cli.eigs",
     "trace": "hessian_lab.cli.trace",
+    "sweep": "hessian_lab.cli.sweep",
+    "cost": "hessian_lab.cli.cost",
     "list": "hessian_lab.cli.list",
     "info": "hessian_lab.cli.info",
 }

@@ -1,24 +1,25 @@
 """``hessian-lab list``."""
 
 import argparse
+import textwrap
 
 from hessian_lab.cli.parser import Parser
 from hessian_lab.fields import FIELD_DEFAULTS
-from hessian_lab.optim import DEFAULT_RATES
+from hessian_lab.optim import DEFAULT_RATES, RECIPES
 from hessian_lab.signals import SIGNALS
 
-HELP = "list activations, signals or optimizers"
+HELP = "list activations, signals, optimizers or recipes"
 
 
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
-    parser.add_argument("what", choices=("acts", "signals", "optimizers"))
+    parser.add_argument("what", choices=("acts", "signals", "optimizers", "recipes"))
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one name per line, with what it takes by default."""
-    lines = {"acts": _acts, "signals": _signals, "optimizers": _optimizers}[args.what]()
-    print("\n".join(lines))
+    lines = {"acts": _acts, "signals": _signals, "optimizers": _optimizers, "recipes": _recipes}
+    print("\n".join(lines[args.what]()))
     return 0
 
 
@@ -37,6 +38,18 @@ def _signals() -> list[str]:
     return [f"{name:10s} {texts[name]}" for name in SIGNALS] + [
         f"{'PATH':10s} any image file: whatever has a '/', '.' or '~' in it"
     ]
+
+
+def _recipes() -> list[str]:
+    lines = []
+    for name, recipe in RECIPES.items():
+        options = "".join(f" --set {key}={value}" for key, value in recipe.options.items())
+        lines += [
+            name,
+            f"    --optimizer {recipe.optimizer} --lr {recipe.lr:g}{options}",
+            *textwrap.wrap(recipe.source, 92, initial_indent="    ", subsequent_indent="    "),
+        ]
+    return lines
 
 
 def _optimizers() -> list[str]:

@@ -108,9 +108,10 @@ def headline(run: Run) -> str:
     setup, data = run.setup, run.record["data"]
     name = run.record["module"] if run.record["own_module"] else setup.act
     shape = "" if run.record["own_module"] else f" {setup.depth}×{setup.width}"
+    recipe = f" by {setup.recipe}" if setup.recipe else ""
     return (
         f"{name}{shape} ({run.num_parameters} parameters) on {data['name']} "
-        f"({data['num_points']} points), {setup.optimizer}, "
+        f"({data['num_points']} points), {setup.optimizer}{recipe}, "
         f"{run.steps[-1]} steps, seed {setup.seed}"
     )
 

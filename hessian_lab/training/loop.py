@@ -1,7 +1,6 @@
 """The training loop: steps, checkpoints, and a state to continue from."""
 
 import hashlib
-import inspect
 import logging
 import math
 import signal as signals
@@ -11,21 +10,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.errors import DivergenceError, UsageError
+from hessian_lab.errors import DivergenceError
 from hessian_lab.losses import Loss
-from hessian_lab.names import resolve, suggestion
-from hessian_lab.optim import OPTIMIZERS
+from hessian_lab.optim.contract import Contract
+from hessian_lab.optim.make import has_option
+from hessian_lab.optim.make import make_optimizer as make
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, make_directory, require_disk, write_atomically
 from hessian_lab.training.prepare import Prepared, claim, prepare, settle
 from hessian_lab.training.quality import quality
 from hessian_lab.training.run import (
     COLUMNS,
+    DIAGNOSTICS,
     METRICS,
     RESUME,
     Run,
@@ -46,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 # Called after every checkpoint with its row of metrics.
 Watch = Callable[[dict[str, float]], None]
+# Called after every checkpoint with the step, the model and the optimizer as they are.
+Visit = Callable[[int, nn.Module, Contract], None]
 
 
 def train(
@@ -57,6 +61,7 @@ def train(
     loss: Loss | None = None,
     signal: Signal | None = None,
     watch: Watch | None = None,
+    visit: Visit | None = None,
 ) -> Run:
     """Train a field and keep its trajectory; the ``train`` command does the same.
 
@@ -71,6 +76,9 @@ def train(
         loss: A loss of your own, a mean over points; by default that of the signal.
         signal: A signal of your own, in place of the named one.
         watch: Called after every checkpoint.
+        visit: Called after every checkpoint that is made now, with the step, the model and the
+            optimizer: to measure what the trajectory alone does not tell, such as the spectrum
+            that the optimizer's preconditioner makes. It must leave both as they are.
 
     Raises:
         UsageError: For values out of range, a conflicting setup in ``out``, or ``out`` in use.
@@ -86,7 +94,7 @@ def train(
             _require_room(prepared)
         status = "done"
         try:
-            _Training(prepared, watch).run()
+            _Training(prepared, watch, visit).run()
         except DivergenceError:
             status = "diverged"
             raise
@@ -114,10 +122,11 @@ class _Training:
     # What a killed process needs beside parameters and optimizer.
     COUNTERS = ("step", "count", "evaluations", "step_length", "stalled", "elapsed")
 
-    def __init__(self, prepared: Prepared, watch: Watch | None) -> None:
+    def __init__(self, prepared: Prepared, watch: Watch | None, visit: Visit | None) -> None:
         self.prepared = prepared
         self.setup = prepared.setup
         self.watch = watch
+        self.visit = visit
         self.model = prepared.model
         self.steps = checkpoint_steps(self.setup)
         self.optimizer = make_optimizer(self.setup, self.model)
@@ -180,13 +189,19 @@ class _Training:
         before = flat(self.model)
         self._schedule()
 
-        def closure() -> Tensor:
+        def closure() -> Tensor | tuple[Tensor, Tensor]:
             self.evaluations += 1
-            return self.prepared.loss(self.model(batch.coords), batch.values)
+            outputs = self.model(batch.coords)
+            loss = self.prepared.loss(outputs, batch.values)
+            return (loss, outputs) if self.optimizer.takes_outputs else loss
 
-        value = float(self.optimizer.step(closure))  # type: ignore[arg-type]
+        try:
+            value = float(self.optimizer.step(closure))  # type: ignore[arg-type]
+        except DivergenceError as error:
+            self._stop(str(error))
         self.step_length = float(torch.linalg.vector_norm(flat(self.model) - before))
-        if not math.isfinite(value):
+        # Another batch may have a finite loss; the same points will not.
+        if not math.isfinite(value) and batch is self.prepared.signal:
             self._diverge(value, self.step)
         self.step += 1
         if not math.isfinite(self.step_length):
@@ -225,6 +240,8 @@ class _Training:
         self.elapsed = time.perf_counter() - self.started
         entries = (self.step, self.elapsed, self.evaluations, self.step_length)
         row = dict(zip(COLUMNS, entries, strict=False)) | measured
+        diagnostics = self.optimizer.diagnostics()
+        row |= {name: diagnostics.get(name, math.nan) for name in DIAGNOSTICS}
         self.rows.append(row)
         self.writer.write(self.count, flat(self.model))
         self.count += 1
@@ -232,6 +249,8 @@ class _Training:
             self._save()
         if self.watch is not None:
             self.watch(row)
+        if self.visit is not None:
+            self.visit(self.step, self.model, self.optimizer)
 
     def _save(self, **more: str) -> None:
         """Save what a killed process needs; the rows it counts are on the disk already."""
@@ -247,10 +266,14 @@ class _Training:
             write_atomically(directory / METRICS, lambda stream: stream.write(table.encode()))
             write_atomically(directory / RESUME, lambda stream: torch.save(state, stream))
 
-    def _diverge(self, value: float, step: int, what: str = "loss") -> None:
-        """Keep the checkpoints before a number that is not finite, and stop."""
-        rate, place = self.optimizer.param_groups[0]["lr"], self.prepared.directory
-        message = f"{what} must stay finite, it became {value} at step {step} (lr {rate:g})."
+    def _diverge(self, value: float, step: int, what: str = "loss") -> NoReturn:
+        """Stop at a number that is not finite."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        self._stop(f"{what} must stay finite, it became {value} at step {step} (lr {rate:g}).")
+
+    def _stop(self, message: str) -> NoReturn:
+        """Keep the checkpoints so far, and say that training ends here."""
+        place = self.prepared.directory
         if self.count:
             message += (
                 f" The checkpoints up to step {self.steps[self.count - 1]} are kept: measure them "
@@ -261,45 +284,17 @@ class _Training:
         raise DivergenceError(message)
 
 
-def make_optimizer(setup: Setup, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(setup: Setup, model: nn.Module) -> Contract:
     """Return the optimizer that a resolved setup names, over the trainable parameters.
 
     Raises:
         UsageError: For an option that it does not have, or one out of range.
     """
-    kind = resolve(OPTIMIZERS[setup.optimizer])
-    allowed = {
-        name: parameter
-        for name, parameter in inspect.signature(kind.__init__).parameters.items()
-        if name not in ("self", "params", "lr")
-    }
-    for name, value in setup.options.items():
-        if name not in allowed:
-            raise UsageError(
-                f"option of {setup.optimizer} must be one of {', '.join(allowed)}, "
-                f"got {name!r}.{suggestion(name, allowed)}"
-            )
-        _check_kind(name, value, allowed[name].default)
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    try:
-        optimizer: torch.optim.Optimizer = kind(parameters, lr=setup.lr, **setup.options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        text = str(error).rstrip(".")
-        raise UsageError(f"options of {setup.optimizer} must be valid: {text}.") from error
-    return optimizer
-
-
-def _check_kind(name: str, value: object, default: object) -> None:
-    """Check an option against the type of its default, where that tells."""
-    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
-    # torch writes the zeros of real options (momentum=0) as integers.
-    kind = float if default == 0 and not isinstance(default, bool) else type(default)
-    kind = bool if name in ("foreach", "fused") else kind
-    if kind not in words or value is None:
-        return
-    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
-    if not fits or (kind is not bool and isinstance(value, bool)):
-        raise UsageError(f"{name} must be {words[kind]}, got {value!r}.")
+    assert setup.optimizer is not None
+    options = dict(setup.options)
+    if setup.batch_size is not None and has_option(setup.optimizer, "same_batch"):
+        options.setdefault("same_batch", False)
+    return make(setup.optimizer, model, lr=setup.lr, **options)
 
 
 class _SaveClock:

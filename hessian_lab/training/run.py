@@ -60,7 +60,25 @@ REQUIRED = (
     "provenance",
     "total_wall_s",
 )
-COLUMNS = ("step", "wall_s", "evaluations", "step_length", "loss", "psnr", "grad_norm")
+# What an optimizer tells of itself, NaN where it does not.
+DIAGNOSTICS = (
+    "products",
+    "curvature_updates",
+    "skipped",
+    "scale_min",
+    "scale_median",
+    "scale_max",
+)
+COLUMNS = (
+    "step",
+    "wall_s",
+    "evaluations",
+    "step_length",
+    "loss",
+    "psnr",
+    "grad_norm",
+    *DIAGNOSTICS,
+)
 
 
 @dataclass(frozen=True, eq=False)

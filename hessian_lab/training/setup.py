@@ -10,16 +10,17 @@ from typing import Any
 from hessian_lab.errors import UsageError
 from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS
 from hessian_lab.names import known
-from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
+from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS, RECIPES
 from hessian_lab.signals import SIGNALS, is_path
 
 DTYPES = ("float64", "float32")
+DEFAULT_OPTIMIZER = "lbfgs"
 # Side of an image, and points of a 1-D signal, when no size is given.
 IMAGE_SIZE = 50
 LINE_SIZE = 256
 MAX_TRAJECTORY_BYTES = 1 << 30
 # What two runs may differ in and still be the same trajectory, up to rounding.
-FREE = ("threads",)
+FREE = ("threads", "recipe")
 # Beyond 52 octaves a phase in double precision has no correct digit.
 HIGHEST = {"octaves": 52, "seed": (1 << 63) - 1, "threads": 1024}
 # Scales of pre-activations whose squares stay far from the ends of floating point.
@@ -51,8 +52,13 @@ class Setup:
     init: str | None = flag(
         None, "initialisation (siren for sine, else kaiming)", names=INITIALISATIONS
     )
-    optimizer: str = flag("lbfgs", "optimizer", names=OPTIMIZERS)
-    lr: float | None = flag(None, "learning rate (lbfgs 1, adam 1e-3, sgd 0.1)")
+    optimizer: str | None = flag(None, "optimizer (default lbfgs)", names=OPTIMIZERS)
+    recipe: str | None = flag(
+        None,
+        "a paper's optimizer with its rate and options: hessian-lab list recipes",
+        names=RECIPES,
+    )
+    lr: float | None = flag(None, "learning rate (that of hessian-lab list optimizers)")
     lr_final: float | None = flag(None, "learning rate of the last step, reached exponentially")
     options: Mapping[str, Any] = flag(
         dict, "an option of the optimizer, such as history_size=20; repeatable", flag="--set"
@@ -87,8 +93,8 @@ class Setup:
         if not is_path(self.signal):
             known("signal", self.signal, SIGNALS)
         known("act", self.act, ACTIVATIONS)
-        known("optimizer", self.optimizer, OPTIMIZERS)
         known("dtype", self.dtype, DTYPES)
+        name, rate, options = self._chosen_optimizer()
         defaults = FIELD_DEFAULTS[self.act]
         filled: dict[str, Any] = {
             name: _or(getattr(self, name), defaults[name]) if name in defaults else None
@@ -100,8 +106,23 @@ class Setup:
             self,
             **filled,
             size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
-            lr=_or(self.lr, DEFAULT_RATES[self.optimizer]),
+            optimizer=name,
+            lr=_or(self.lr, rate),
+            options=options,
         )
+
+    def _chosen_optimizer(self) -> tuple[str, float, Mapping[str, Any]]:
+        """Return the optimizer's name, its default rate and its options, the recipe's included."""
+        if self.recipe is None:
+            name = known("optimizer", _or(self.optimizer, DEFAULT_OPTIMIZER), OPTIMIZERS)
+            return name, DEFAULT_RATES[name], self.options
+        recipe = RECIPES[known("recipe", self.recipe, RECIPES)]
+        if self.optimizer not in (None, recipe.optimizer):
+            raise UsageError(
+                f"recipe {self.recipe} is one of {recipe.optimizer}, not of {self.optimizer}: "
+                "leave one of the two out."
+            )
+        return recipe.optimizer, recipe.lr, {**recipe.options, **self.options}
 
     def _check_ranges(self) -> None:
         lowest = {

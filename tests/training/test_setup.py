@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 
 from hessian_lab.errors import UsageError
+from hessian_lab.optim import RECIPES
 from hessian_lab.training.loop import make_optimizer
 from hessian_lab.training.run import checkpoint_steps, field_of, usable_device
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
@@ -30,6 +31,7 @@ def test_threads_do_not_define_a_trajectory_and_everything_else_does():
     setup = Setup().resolved()
     one = digest(identity(setup, {}))
     assert digest(identity(replace(setup, threads=7), {})) == one
+    assert digest(identity(replace(setup, recipe="sgd-pn"), {})) == one
     changed = {
         "signal": "coffee",
         "size": 51,
@@ -51,7 +53,7 @@ def test_threads_do_not_define_a_trajectory_and_everything_else_does():
         "dtype": "float32",
         "device": "cuda",
     }
-    assert set(changed) | {"threads"} == set(setup.to_json())
+    assert set(changed) | {"threads", "recipe"} == set(setup.to_json())
     digests = {digest(identity(replace(setup, **{name: new}), {})) for name, new in changed.items()}
     assert len(digests | {one}) == len(changed) + 1
 
@@ -118,10 +120,36 @@ def test_refuses_devices_that_are_not_there(name):
     [
         ({"histroy_size": 3}, "option of lbfgs must be one of .* Did you mean history_size?"),
         ({"history_size": 0}, "history_size must be at least 1, got 0"),
-        ({"line_search_fn": "armijo"}, "line_search_fn must be strong_wolfe or None"),
+        ({"line_search_fn": "goldstein"}, "line_search_fn must be .*strong_wolfe.*None"),
     ],
 )
 def test_refuses_options_that_an_optimizer_does_not_have(options, message):
     setup = Setup(options=options, width=3, depth=1).resolved()
     with pytest.raises(UsageError, match=message):
         make_optimizer(setup, field_of(setup, 2, 1))
+
+
+def test_a_recipe_is_an_optimizer_with_its_rate_and_options():
+    recipe = RECIPES["sgd-pn"]
+    setup = Setup(recipe="sgd-pn").resolved()
+    assert (setup.optimizer, setup.lr) == (recipe.optimizer, recipe.lr)
+    assert identity(setup, {}) == identity(Setup(optimizer="sgd", lr=1.0).resolved(), {})
+    assert Setup(recipe="sgd-pn", lr=0.5).resolved().lr == 0.5
+
+
+def test_a_given_option_goes_before_that_of_a_recipe():
+    recipe = RECIPES["esgd-cvpr2025"]
+    setup = Setup(recipe="esgd-cvpr2025", options={"update_every": 7}).resolved()
+    assert setup.options == {**recipe.options, "update_every": 7}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"recipe": "sgd-pm"}, "recipe must be one of .* Did you mean sgd-pn?"),
+        ({"recipe": "sgd-pn", "optimizer": "adam"}, "recipe sgd-pn is one of sgd, not of adam"),
+    ],
+)
+def test_refuses_recipes_that_there_are_not(given, message):
+    with pytest.raises(UsageError, match=message):
+        Setup(**given).resolved()

@@ -1,0 +1,132 @@
+"""``hessian-lab sweep``."""
+
+import argparse
+import json
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+from hessian_lab.cli.flags import FLAGS
+from hessian_lab.cli.parser import Parser, number, option
+from hessian_lab.errors import UsageError
+from hessian_lab.training.grid import setups, shard, values
+from hessian_lab.training.setup import Setup
+
+if TYPE_CHECKING:
+    from hessian_lab.training.sweep import Sweep
+
+HELP = "train a grid of settings, and find every optimizer's best rate"
+EPILOG = """\
+Lists and ranges: adam,esgd    0:3 (0, 1, 2)    1e-4:1e1:log7    0.5:2:lin4
+A killed sweep continues when the same command is typed again.
+
+  hessian-lab sweep --optimizer adam,sgd --act gaussian --lr 1e-4:1e1:log7 --seed 0:3
+"""
+
+logger = logging.getLogger(__name__)
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of this command."""
+    group = parser.add_argument_group("what to train; every value may be a list or a range")
+    for entry in fields(Setup):
+        options: dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
+        if entry.name == "options":
+            options |= {"action": "append", "type": option, "metavar": "KEY=VALUE"}
+        else:
+            options |= {"metavar": "V[,V…]"}
+        group.add_argument(FLAGS[entry.name], help=entry.metadata["help"], **options)
+    group = parser.add_argument_group("the sweep")
+    group.add_argument("--jobs", type=number(int), default=1, metavar="N", help="processes (1)")
+    group.add_argument("--shard", metavar="I/K", help="train the I-th of K shares alone, from 1")
+    group.add_argument("--out", metavar="DIR", default="runs/sweep", help="directory (runs/sweep)")
+    group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    group.add_argument("--quiet", "-q", action="store_true", help="no progress, no logs")
+    group.add_argument("--verbose", "-v", action="store_true", help="debug logs, and tracebacks")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train the grid, and print the best rates."""
+    if args.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, got {args.jobs}.")
+    base, varied = _grid(args)
+    grid = setups(base, varied)
+    ours = shard(grid, args.shard)
+
+    from hessian_lab.training.sweep import sweep
+
+    count = 0
+
+    def tell(row: dict[str, Any]) -> None:
+        nonlocal count
+        count += 1
+        logger.info(
+            "%d/%d %s: %s, loss %.4g, psnr %.4g",
+            *(count, len(ours), row["run"], row["status"], row["loss"], row["psnr"]),
+        )
+
+    done = sweep(grid, out=args.out, varied=tuple(varied), jobs=args.jobs, ours=ours, watch=tell)
+    print(json.dumps(_json(done)) if args.json else _table(done))
+    return 0
+
+
+def _grid(args: argparse.Namespace) -> tuple[Setup, dict[str, list[Any]]]:
+    """Return what all runs have in common, and the values of what differs."""
+    hints = get_type_hints(Setup)
+    fixed: dict[str, Any] = {}
+    varied: dict[str, list[Any]] = {}
+    for entry in fields(Setup):
+        if not hasattr(args, entry.name):
+            continue
+        given = getattr(args, entry.name)
+        if entry.name == "options":
+            fixed["options"] = dict(given)
+            continue
+        kinds = [kind for kind in (*get_args(hints[entry.name]), hints[entry.name])]
+        kind = next((kind for kind in (int, float) if kind in kinds), str)
+        found = values(given, kind)
+        if len(found) > 1:
+            varied[entry.name] = found
+        else:
+            fixed[entry.name] = found[0]
+    return Setup(**fixed), varied
+
+
+def _json(done: "Sweep") -> dict[str, Any]:
+    def rows(table: Any) -> Any:
+        return json.loads(table.to_json(orient="records", double_precision=15))
+
+    return {
+        "command": "sweep",
+        "path": str(done.path),
+        "varied": list(done.varied),
+        "runs": rows(done.table),
+        "best": rows(done.best()),
+    }
+
+
+def _table(done: "Sweep") -> str:
+    from hessian_lab.cli.output import decibels
+
+    counts = done.table["status"].value_counts()
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    best = done.best()
+    lines = [f"{len(done.table)} runs: {told}", ""]
+    if len(best):
+        groups = [name for name in done.varied if name not in ("lr", "seed")]
+        head = "".join(f"{name:<12} " for name in groups)
+        lines.append(
+            f"{head}{'best lr':>9}  {'PSNR dB':>8} {'loss':>10} {'seeds':>5} {'evals':>7} {'s':>7}"
+        )
+        for row in best.to_dict("records"):
+            mark = " *" if row["at_edge"] else "  "
+            head = "".join(f"{row[name]!s:<12} " for name in groups)
+            lines.append(
+                f"{head}{row['lr']:9.3g}{mark}{decibels(row['psnr']):>8} {row['loss']:10.3e} "
+                f"{row['num_seeds']:5d} {row['evaluations']:7.0f} {row['wall_s']:7.1f}"
+            )
+        if best["at_edge"].any():
+            lines.append("* at the edge of the rates tried: a wider range may have a better one")
+    else:
+        lines.append("no rate has finished with every seed")
+    return "\n".join([*lines, "", f"all runs in {done.path / 'sweep.csv'}"])

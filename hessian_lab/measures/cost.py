@@ -1,0 +1,180 @@
+"""What a step of each optimizer costs, in units of one Adam step timed beside it."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hessian_lab.errors import ResourceError
+from hessian_lab.fields.mlp import make_field
+from hessian_lab.losses import mse
+from hessian_lab.optim.contract import Contract
+from hessian_lab.optim.make import make_optimizer
+
+UNIT = "adam"
+# Optimizers at the periods that the papers run them at; what a step costs is a mean over a period.
+PERIODIC: dict[str, dict[str, Any]] = {
+    "esgd": {"update_every": 100, "warmup_steps": 0},
+    "esgd_max": {"update_every": 100, "warmup_steps": 0},
+    "kfac": {"update_every": 10, "inverse_every": 100},
+    "ekfac": {"update_every": 10, "inverse_every": 100},
+    "shampoo": {"update_every": 10},
+}
+PERIODS = {"esgd": 100, "esgd_max": 100, "kfac": 100, "ekfac": 100, "shampoo": 10}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A field and one batch; Gaussian 4×256 on 512 points is that of the papers' tables."""
+
+    act: str = "gaussian"
+    width: int = 256
+    depth: int = 4
+    batch_size: int = 512
+    num_inputs: int = 2
+    num_outputs: int = 3
+    dtype: str = "float32"
+    device: str = "cpu"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step of one optimizer costs.
+
+    Attributes:
+        optimizer: Its name.
+        options: What differs from its defaults.
+        seconds: Of a step, a mean over its period and a median over rounds.
+        ratio: Seconds over those of Adam, a median of the ratios round by round.
+        state_bytes: What it keeps between steps.
+        evaluations: Of the loss, per step.
+        note: Why it was not measured, if it was not.
+    """
+
+    optimizer: str
+    options: dict[str, Any]
+    seconds: float
+    ratio: float
+    state_bytes: int
+    evaluations: float
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field."""
+        return asdict(self)
+
+
+def measure_cost(
+    optimizers: Sequence[str],
+    problem: Problem | None = None,
+    *,
+    rounds: int = 5,
+    watch: Callable[[str], None] | None = None,
+) -> list[Cost]:
+    """Time steps of some optimizers on copies of one problem, in interleaved rounds.
+
+    Each round times one period of every optimizer, and one of Adam's right before: machines drift.
+    A dense method that does not fit is told so, and left out.
+
+    Args:
+        optimizers: Names.
+        problem: What they train.
+        rounds: How often each is timed.
+        watch: Called with the name of each optimizer before it is timed.
+    """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}.")
+    problem = problem or Problem()
+    unit = _Runner(UNIT, problem)
+    found = []
+    for name in optimizers:
+        if watch is not None:
+            watch(name)
+        try:
+            runner = _Runner(name, problem)
+            runner.period()
+        except ResourceError as error:
+            nan, options = float("nan"), PERIODIC.get(name, {})
+            found.append(Cost(name, options, nan, nan, 0, nan, note=str(error)))
+            continue
+        pairs = [(unit.period(), runner.period()) for _ in range(rounds)]
+        found.append(
+            Cost(
+                optimizer=name,
+                options=runner.options,
+                seconds=statistics.median(each for _, each in pairs),
+                ratio=statistics.median(each / base for base, each in pairs),
+                state_bytes=runner.state_bytes(),
+                evaluations=runner.evaluations(),
+            )
+        )
+    return found
+
+
+class _Runner:
+    """An optimizer on a problem of its own."""
+
+    def __init__(self, name: str, problem: Problem) -> None:
+        self.options = PERIODIC.get(name, {})
+        self.num_steps = PERIODS.get(name, 10)
+        dtype = getattr(torch, problem.dtype)
+        self.model: nn.Module = make_field(
+            problem.act,
+            problem.num_inputs,
+            problem.num_outputs,
+            width=problem.width,
+            depth=problem.depth,
+            seed=problem.seed,
+            dtype=dtype,
+        ).to(problem.device)
+        generator = torch.Generator().manual_seed(problem.seed)
+        self.coords, self.values = (
+            torch.rand(problem.batch_size, size, generator=generator).to(problem.device, dtype)
+            for size in (problem.num_inputs, problem.num_outputs)
+        )
+        self.optimizer: Contract = make_optimizer(name, self.model, **self.options)
+
+    def closure(self) -> Tensor | tuple[Tensor, Tensor]:
+        outputs = self.model(self.coords)
+        loss = mse(outputs, self.values)
+        return (loss, outputs) if self.optimizer.takes_outputs else loss
+
+    def period(self) -> float:
+        """Return the seconds of a step, a mean over one period."""
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(self.num_steps):
+            self.optimizer.step(self.closure)  # type: ignore[arg-type]
+        self._wait()
+        return (time.perf_counter() - start) / self.num_steps
+
+    def _wait(self) -> None:
+        if self.coords.is_cuda:
+            torch.cuda.synchronize(self.coords.device)
+
+    def evaluations(self) -> float:
+        counters = self.optimizer.counters
+        return counters["evaluations"] / max(1, counters["step"])
+
+    def state_bytes(self) -> int:
+        return sum(
+            entry.numel() * entry.itemsize
+            for state in self.optimizer.state.values()
+            for entry in _tensors(state)
+        )
+
+
+def _tensors(entry: Any) -> list[Tensor]:
+    """Return all tensors in nested containers."""
+    if isinstance(entry, Tensor):
+        return [entry]
+    if isinstance(entry, dict):
+        entry = list(entry.values())
+    if not isinstance(entry, list | tuple):
+        return []
+    return [tensor for part in entry for tensor in _tensors(part)]

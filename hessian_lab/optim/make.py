@@ -1,0 +1,78 @@
+"""An optimizer from its name and options, with errors that name the option."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from hessian_lab.errors import ResourceError, UsageError
+from hessian_lab.names import known, resolve, suggestion
+from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
+from hessian_lab.optim.contract import Contract
+
+FIRST = ("params", "model")
+
+
+def make_optimizer(
+    name: str, model: nn.Module, *, lr: float | None = None, **options: Any
+) -> Contract:
+    """Return an optimizer over the trainable parameters of a model.
+
+    Args:
+        name: One of ``OPTIMIZERS``.
+        model: The module to train.
+        lr: The learning rate; by default one that descends on the default signal.
+        options: Of the class.
+
+    Raises:
+        UsageError: For an unknown name, an option that the optimizer does not have, or one out of
+            range.
+        ResourceError: If what it must hold does not fit.
+    """
+    try:
+        known("optimizer", name, OPTIMIZERS)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    kind = resolve(OPTIMIZERS[name])
+    signature = inspect.signature(kind.__init__).parameters
+    allowed = {
+        option: parameter
+        for option, parameter in signature.items()
+        if option not in ("self", "lr", *FIRST)
+    }
+    for option, value in options.items():
+        if option not in allowed:
+            raise UsageError(
+                f"option of {name} must be one of {', '.join(allowed)}, "
+                f"got {option!r}.{suggestion(option, allowed)}"
+            )
+        _check_kind(option, value, allowed[option].default)
+    trainable = [value for value in model.parameters() if value.requires_grad]
+    target = model if "model" in signature else trainable
+    rate = DEFAULT_RATES[name] if lr is None else lr
+    try:
+        optimizer: Contract = kind(target, lr=rate, **options)
+    except (UsageError, ResourceError):
+        raise
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        text = str(error).rstrip(".")
+        raise UsageError(f"options of {name} must be valid: {text}.") from error
+    return optimizer
+
+
+def has_option(name: str, option: str) -> bool:
+    """Tell whether an optimizer takes an option."""
+    return option in inspect.signature(resolve(OPTIMIZERS[name]).__init__).parameters
+
+
+def _check_kind(name: str, value: object, default: object) -> None:
+    """Check an option against the type of its default, where that tells."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
+    # torch writes the zeros of real options (momentum=0) as integers.
+    kind = float if default == 0 and not isinstance(default, bool) else type(default)
+    kind = bool if name in ("foreach", "fused") else kind
+    if kind not in words or value is None:
+        return
+    fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    if not fits or (kind is not bool and isinstance(value, bool)):
+        raise UsageError(f"{name} must be {words[kind]}, got {value!r}.")

@@ -1,0 +1,97 @@
+"""The grid of a sweep: which setups there are, and which share of them is ours."""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hessian_lab.errors import UsageError
+from hessian_lab.training.setup import Setup
+
+# More runs than this are a mistyped range.
+MOST_RUNS = 100_000
+SPACED = re.compile(r"([^:]+):([^:]+):(log|lin)(\d+)")
+COUNTED = re.compile(r"(-?\d+):(-?\d+)")
+
+
+def values(text: str, kind: type) -> list[Any]:
+    """Return the values that one flag of a sweep names.
+
+    ``a,b,c`` lists them; ``0:3`` counts 0, 1, 2; ``1e-4:1e1:log7`` are seven from end to end, each
+    the same multiple of the one before, and ``lin`` in place of ``log`` the same distance.
+
+    Raises:
+        UsageError: For another text, an empty range, or a value twice.
+    """
+    found: list[Any] = []
+    for word in text.split(","):
+        found += _range(word.strip(), kind)
+    repeated = next((one for one in found if found.count(one) > 1), None)
+    if repeated is not None:
+        raise UsageError(f"a sweep must name each value once, got {repeated} twice in {text!r}.")
+    return found
+
+
+def _range(word: str, kind: type) -> list[Any]:
+    if kind is str:
+        return [word]
+    counted, spaced = COUNTED.fullmatch(word), SPACED.fullmatch(word)
+    if counted and kind is int:
+        first, last = map(int, counted.groups())
+        if last <= first:
+            raise UsageError(f"a range must hold a number: the end of {word!r} is not in it.")
+        return list(range(first, last))
+    try:
+        ends = [float(end) for end in spaced.groups()[:2]] if spaced and kind is float else []
+        found = [] if ends else [kind(word)]
+    except ValueError:
+        form = "0:3" if kind is int else "1e-4:1e1:log7"
+        raise UsageError(
+            f"a sweep must be over numbers such as 1,2 or {form}, got {word!r}."
+        ) from None
+    if spaced and ends:
+        return _spaced(ends[0], ends[1], spaced[3], int(spaced[4]), word)
+    return found
+
+
+def _spaced(first: float, last: float, kind: str, num: int, word: str) -> list[float]:
+    if num < 2 or (kind == "log" and not (first > 0 and last > 0)):
+        raise UsageError(f"a range must have two ends, above 0 for log, got {word!r}.")
+    shares = [place / (num - 1) for place in range(num)]
+    if kind == "lin":
+        return [first + share * (last - first) for share in shares]
+    exponents = [(1 - share) * math.log10(first) + share * math.log10(last) for share in shares]
+    # 1e-3 as 1e-3, not as 0.0009999999999999998.
+    return [float(f"{10**exponent:.12g}") for exponent in exponents]
+
+
+def setups(base: Setup, varied: Mapping[str, Sequence[Any]]) -> list[Setup]:
+    """Return every combination of the values of some fields, resolved, without repetition.
+
+    Raises:
+        UsageError: For a value out of range, or far too many combinations.
+    """
+    total = math.prod(len(each) for each in varied.values())
+    if total > MOST_RUNS:
+        raise UsageError(f"a sweep must have at most {MOST_RUNS:,} runs, got {total:,}.")
+    combinations = itertools.product(*varied.values())
+    made = [
+        replace(base, **dict(zip(varied, each, strict=True))).resolved() for each in combinations
+    ]
+    return [one for place, one in enumerate(made) if one not in made[:place]]
+
+
+def shard(items: Sequence[Any], text: str | None) -> list[Any]:
+    """Return the i-th of k shares, ``i/k`` counted from 1: every k-th of the items.
+
+    Raises:
+        UsageError: For another text, or a share that there is not.
+    """
+    if text is None:
+        return list(items)
+    parts = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not parts or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise UsageError(f"shard must be i/k with 1 <= i <= k, such as 1/4, got {text!r}.")
+    return list(items[int(parts[1]) - 1 :: int(parts[2])])

@@ -1,0 +1,174 @@
+"""Many trainings: the grid of some settings, one run directory each, one table of all."""
+
+import logging
+import math
+import multiprocessing
+import os
+import signal as signals
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from hessian_lab.errors import DivergenceError
+from hessian_lab.training.files import make_directory, write_atomically
+from hessian_lab.training.loop import train
+from hessian_lab.training.run import load_run
+from hessian_lab.training.setup import Setup, digest
+
+TABLE = "sweep.csv"
+# What the runs of one optimizer may differ in and still be compared by their rates.
+RATE, SEED = "lr", "seed"
+NUMBERS = ("loss", "psnr", "wall_s", "evaluations", "products")
+
+logger = logging.getLogger(__name__)
+
+# Called after every run with its row.
+Watch = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The runs of a grid.
+
+    Attributes:
+        path: Where the run directories and ``sweep.csv`` are.
+        varied: The fields of ``Setup`` that differ between the runs.
+        table: One row per run: the varied fields, ``status`` (done, diverged, missing), the loss,
+            PSNR, seconds, evaluations and products at the last step, and the directory.
+    """
+
+    path: Path
+    varied: tuple[str, ...]
+    table: pd.DataFrame
+
+    def best(self) -> pd.DataFrame:
+        """Return the best rate of every combination of the other fields, by the mean over seeds.
+
+        By the PSNR at the last step, or by the loss where there is no PSNR. A rate at which a seed
+        diverged, or is missing, is not compared. ``at_edge`` says that the best rate is the lowest
+        or the highest of several: then a wider range may have a better one.
+        """
+        groups = [name for name in self.varied if name not in (RATE, SEED)]
+        seeds = self.table.assign(done=self.table["status"] == "done").groupby(
+            [*groups, RATE], sort=False, dropna=False
+        )
+        means = seeds[list(NUMBERS)].mean().assign(num_seeds=seeds.size())
+        means = means[seeds["done"].all()].reset_index()
+        by_psnr = bool(means["psnr"].notna().all())
+        ranked = means.sort_values("psnr" if by_psnr else "loss", ascending=not by_psnr)
+        best = ranked.drop_duplicates(groups) if groups else ranked.head(1)
+        return best.assign(at_edge=self._at_edges(best, groups)).reset_index(drop=True)
+
+    def _at_edges(self, best: pd.DataFrame, groups: list[str]) -> list[bool]:
+        """Tell of each best rate whether it is the first or the last of those tried with it."""
+        found = []
+        for row in best.to_dict("records"):
+            same = pd.Series(True, index=self.table.index)
+            for name in groups:
+                same &= self.table[name] == row[name]
+            tried = sorted(set(self.table.loc[same, RATE]))
+            found.append(len(tried) > 1 and row[RATE] in (tried[0], tried[-1]))
+        return found
+
+
+def sweep(
+    setups: Sequence[Setup],
+    *,
+    out: str | Path = "runs/sweep",
+    varied: Sequence[str] = (),
+    jobs: int = 1,
+    ours: Sequence[Setup] | None = None,
+    watch: Watch | None = None,
+) -> Sweep:
+    """Train every setup, each in its own directory below ``out``; finished ones are not repeated.
+
+    A killed sweep loses at most the unsaved steps of the runs in flight; the same call continues.
+    ``sweep.csv`` is written after every run.
+
+    Args:
+        setups: Resolved setups; the whole grid.
+        out: The directory.
+        varied: The fields that differ, in the order of the table.
+        jobs: Processes; each uses its share of the cores.
+        ours: Those to train here, where other machines train the rest; by default all.
+        watch: Called after every run.
+
+    Raises:
+        UsageError: For an option that an optimizer does not have.
+        InputError: For a signal that cannot be read.
+    """
+    path, names = Path(out), tuple(varied)
+    make_directory(path)
+    rows = {_name(one): _row(one, path, names) for one in setups}
+    for one in _trained(list(setups if ours is None else ours), path, jobs):
+        rows[_name(one)] = row = _row(one, path, names)
+        _write(path, rows.values())
+        if watch is not None:
+            watch(row)
+    # Other machines may have trained theirs meanwhile.
+    table = _write(path, [_row(one, path, names) for one in setups])
+    return Sweep(path, names, table)
+
+
+def _write(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    table = pd.DataFrame(list(rows))
+    text = table.to_csv(index=False).encode()
+    write_atomically(path / TABLE, lambda stream: stream.write(text))
+    return table
+
+
+def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[Setup]:
+    """Yield each setup when it is trained."""
+    if jobs == 1:
+        for one in setups:
+            _train_one(one, path)
+            yield one
+        return
+    share = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_heed_interrupts) as pool:
+        futures = {
+            pool.submit(_train_one, replace(one, threads=one.threads or share), path): one
+            for one in setups
+        }
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _heed_interrupts() -> None:
+    """Let Ctrl-C reach a worker, which then saves what it has."""
+    signals.signal(signals.SIGINT, signals.default_int_handler)
+
+
+def _train_one(setup: Setup, path: Path) -> None:
+    try:
+        train(setup, out=path / _name(setup))
+    except DivergenceError as error:
+        logger.debug("%s: %s", _name(setup), error)
+
+
+def _name(setup: Setup) -> str:
+    entries = {name: value for name, value in setup.to_json().items() if name != "threads"}
+    return f"{setup.act}-{setup.optimizer}-lr{setup.lr:g}-seed{setup.seed}-{digest(entries)}"
+
+
+def _row(setup: Setup, path: Path, varied: Sequence[str]) -> dict[str, Any]:
+    place = path / _name(setup)
+    row: dict[str, Any] = {name: getattr(setup, name) for name in varied}
+    row |= {RATE: setup.lr, "status": "missing"}
+    row |= dict.fromkeys(NUMBERS, math.nan)
+    if (place / "run.json").exists():
+        run = load_run(place)
+        last = run.metrics.iloc[-1]
+        row["status"] = run.record["status"]
+        row |= {name: float(last[name]) for name in NUMBERS}
+    return row | {"run": place.name}

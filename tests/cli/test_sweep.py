@@ -1,0 +1,61 @@
+import pandas as pd
+import pytest
+
+from tests.cli.terminal import assert_refused, typed
+
+GRID = ("sweep", "--signal", "sines", "--size", "12", "--act", "tanh", "--width", "3")
+GRID += ("--depth", "1", "--steps", "4", "--optimizer", "adam,sgd", "--lr", "0.01:1:log3")
+
+
+def test_a_sweep_tells_the_best_rates_and_goes_on(tmp_path):
+    first = typed(tmp_path, *GRID, "--seed", "0:2", "--json")
+    assert first.status == 0
+    assert len(first.json["runs"]) == 12
+    assert first.json["varied"] == ["optimizer", "lr", "seed"]
+    assert {row["optimizer"] for row in first.json["best"]} == {"adam", "sgd"}
+    assert first.err.count("done, loss") == 12
+    table = pd.read_csv(tmp_path / "runs/sweep/sweep.csv")
+    for row in first.json["best"]:
+        same = table[(table["optimizer"] == row["optimizer"]) & (table["lr"] == row["lr"])]
+        means = table[table["optimizer"] == row["optimizer"]].groupby("lr")["loss"].mean()
+        assert row["loss"] == pytest.approx(same["loss"].mean())
+        assert row["loss"] == pytest.approx(means.min())
+
+    again = typed(tmp_path, *GRID, "--seed", "0:2", "--quiet")
+    assert "12 runs: 12 done" in again.out
+    assert again.err == ""
+    for row in first.json["best"]:
+        assert f"{row['loss']:.3e}" in again.out
+
+
+def test_a_share_is_trained_alone(tmp_path):
+    assert "6 runs: 3 done, 3 missing" in typed(tmp_path, *GRID, "--shard", "1/2", "-q").out
+    assert "6 runs: 6 done" in typed(tmp_path, *GRID, "--shard", "2/2", "-q").out
+
+
+def test_one_setting_is_a_sweep_too(tmp_path):
+    answer = typed(tmp_path, "sweep", *GRID[1:13], "--optimizer", "sgd", "--seed", "0:2", "-q")
+    assert answer.status == 0, answer.err
+    assert "2 runs: 2 done" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--shard", "3/2"), "shard must be i/k"),
+        (("--jobs", "0"), "--jobs must be at least 1, got 0"),
+        (("--optimizer", "adm"), "optimizer must be one of .* Did you mean adam?"),
+        (("--lr", "1:2:log"), "over numbers such as"),
+        (("--seed", "2:2"), "a range must hold a number"),
+        (("--width", "0"), "width must be at least 1"),
+    ],
+)
+def test_refuses_grids_that_there_are_not(tmp_path, words, message):
+    assert_refused(typed(tmp_path, *GRID, *words), 2, f".*{message}.*")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_option_that_an_optimizer_lacks_is_told(tmp_path):
+    answer = typed(tmp_path, *GRID, "--set", "momentum=0.9", "-q")
+    assert answer.status == 2
+    assert "option of adam must be one of" in answer.err
