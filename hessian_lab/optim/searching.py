@@ -130,10 +130,10 @@ class Searching(Contract):
 
     def _search(self, evaluate: Any, start: Trial, first: float) -> Trial:
         """Return where along a direction to go."""
-        if not start.slope < 0:
+        name, c2 = (self.param_groups[0][key] for key in ("line_search_fn", "c2"))
+        if name is not None and not start.slope < 0:
             return start
-        search = SEARCHES[self.param_groups[0]["line_search_fn"]]
-        return search(evaluate, start, first, c2=self.param_groups[0]["c2"])
+        return SEARCHES[name](evaluate, start, first, c2=c2)
 
     # What a subclass is made of.
 
