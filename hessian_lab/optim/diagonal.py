@@ -291,10 +291,11 @@ def shrink(parameters: Vectors, share: float) -> None:
 
 
 def are_finite(tensors: Vectors) -> bool:
-    """Tell whether every entry is finite, with one synchronisation."""
-    # The largest magnitude, unlike a sum of squares, cannot overflow.
-    largest = torch._foreach_norm([each for each in tensors if each.numel()], float("inf"))
-    return bool(torch.stack(list(largest)).isfinite().all())
+    """Tell whether every entry is finite, with one synchronisation where it is."""
+    # What is not finite spoils the sum; finite numbers may do so too, by overflow.
+    if bool(torch.stack([each.sum() for each in tensors]).isfinite().all()):
+        return True
+    return all(bool(each.isfinite().all()) for each in tensors)
 
 
 def require_measured(optimizer: GraphStep) -> None:

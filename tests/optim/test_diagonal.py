@@ -8,6 +8,7 @@ import torch
 
 from hessian_lab.errors import DivergenceError
 from hessian_lab.optim.adahessian import AdaHessian
+from hessian_lab.optim.diagonal import are_finite
 from hessian_lab.optim.esgd import ESGD, ESGDMax
 from hessian_lab.optim.preconditioned_sgd import PreconditionedSGD
 from hessian_lab.probe.vectors import probes
@@ -298,6 +299,13 @@ def test_training_ends_after_ten_skipped_steps(name):
         optimizer.step(lambda: closure() * float("inf"))
     with pytest.raises(DivergenceError, match="loss became inf in 10 steps in a row"):
         optimizer.step(lambda: closure() * float("inf"))
+
+
+def test_large_numbers_are_finite():
+    largest = torch.finfo(torch.float64).max
+    assert are_finite([torch.tensor([largest, largest], dtype=torch.float64)])
+    for value in (float("inf"), float("nan")):
+        assert not are_finite([torch.zeros(2), torch.tensor([value, -value])])
 
 
 @by_backward
