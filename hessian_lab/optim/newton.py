@@ -70,8 +70,8 @@ class Newton(Searching):
     ) -> None:
         if solve not in SOLVES:
             raise ValueError(f"solve must be one of {', '.join(SOLVES)}, got {solve!r}.")
-        if not damping >= 0:
-            raise ValueError(f"damping must not be negative, got {damping}.")
+        if not (damping > 0 or (damping == 0 and solve != "damped")):
+            raise ValueError(f"damping must be positive, or 0 unless damped, got {damping}.")
         if line_search_fn == "auto":
             line_search_fn = None if solve == "exact" else "strong_wolfe"
         if solve == "exact" and line_search_fn is not None:

@@ -15,14 +15,14 @@ def saddle(start=(1.0, 1e-3)):
 @pytest.mark.parametrize("solve", ["abs", "damped", "exact"])
 def test_one_step_ends_a_quadratic(solve):
     point, closure, _, minimum = quadratic()
-    Newton([point], solve=solve, damping=0.0).step(closure)
+    Newton([point], solve=solve, damping=1e-12).step(closure)
     torch.testing.assert_close(point.detach(), minimum, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("solve", ["abs", "damped", "exact"])
 def test_convergence_is_quadratic(solve):
     point, closure = rosenbrock((0.9, 0.8))
-    optimizer = Newton([point], solve=solve, damping=0.0)
+    optimizer = Newton([point], solve=solve, damping=1e-12)
     errors = []
     for _ in range(12):
         errors.append(float(torch.linalg.vector_norm(point.detach() - 1)))
@@ -123,7 +123,8 @@ def test_refuses_what_does_not_fit_before_allocating(monkeypatch):
     ("options", "message"),
     [
         ({"solve": "inverse"}, "solve must be one of abs, damped, exact, got 'inverse'"),
-        ({"damping": -1.0}, "damping must not be negative, got -1.0"),
+        ({"damping": -1.0}, "damping must be positive, or 0 unless damped, got -1.0"),
+        ({"damping": 0.0, "solve": "damped"}, "damping must be positive.* got 0.0"),
         ({"line_search_fn": "wolfe"}, "line_search_fn must be .* got 'wolfe'"),
         (
             {"solve": "exact", "line_search_fn": "armijo"},

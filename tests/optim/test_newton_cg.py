@@ -27,9 +27,9 @@ def test_convergence_is_superlinear():
     for _ in range(25):
         points.append(point.detach().clone())
         optimizer.step(lambda: bowl() + 20 * (point - 0.3).cosh().sum())
-    assert optimizer.converged
+    assert point.grad.abs().max() < 1e-11
     errors = [float(torch.linalg.vector_norm(each - point.detach())) for each in points]
-    late = [place for place, error in enumerate(errors) if 1e-8 < error < 0.3]
+    late = [place for place, error in enumerate(errors) if 1e-12 < error < 1e-4]
     ratios = [errors[place + 1] / errors[place] for place in late]
     assert len(ratios) >= 3
     assert ratios == sorted(ratios, reverse=True)
