@@ -76,12 +76,11 @@ class OutputCurvature:
 
         It is that of the whole loss: of a mean over points it holds the 1/points.
         """
-        outputs = self.outputs.detach()
         columns = []
-        for channel in range(_by_channel(outputs).shape[1]):
-            unit = torch.zeros_like(outputs)
-            _by_channel(unit)[:, channel] = 1
-            columns.append(_by_channel(self.product(unit)))
+        for channel in range(_by_channel(self.outputs.detach()).shape[1]):
+            unit = torch.zeros_like(_by_channel(self.outputs.detach()))
+            unit[:, channel] = 1
+            columns.append(_by_channel(self.product(unit.reshape(self.outputs.shape))))
         return torch.stack(columns, dim=2)
 
     def require_separable(self, blocks: Tensor) -> None:
@@ -116,5 +115,5 @@ class OutputCurvature:
 
 
 def _by_channel(values: Tensor) -> Tensor:
-    """Return a view [points, channels]."""
-    return values.view(-1, 1) if values.ndim == 1 else values.view(-1, values.shape[-1])
+    """Return values as [points, channels]."""
+    return values.reshape(-1, 1 if values.ndim == 1 else values.shape[-1])

@@ -63,7 +63,7 @@ class Shampoo(_FirstOrder):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 0.1,
+        lr: float = 0.05,
         *,
         eps: float = 1e-4,
         momentum: float = 0.0,

@@ -467,6 +467,33 @@ def test_points_must_not_interact():
         KFAC(model, 0.1).step(closure_of(model, signal, mixed))
 
 
+@pytest.mark.parametrize("shape", [(8,), (2, 4, 1)])
+def test_outputs_may_have_any_shape(shape):
+    model, other, signal = small_field(), small_field(), points(8)
+
+    def closure():
+        outputs = model(signal.coords.view(*shape[: -1 if len(shape) > 1 else None], 2))
+        outputs = outputs.view(shape)
+        return (outputs - signal.values.view(shape)).square().sum() / 16, outputs
+
+    optimizer, expected = KFAC(model, 0.1), KFAC(other, 0.1)
+    optimizer.step(closure)
+    expected.step(closure_of(other, signal))
+    assert_same(vector(model.parameters()), vector(other.parameters()))
+
+
+def test_a_frozen_bias_is_no_column():
+    model, signal = small_field(), points()
+    model.maps[0].bias.requires_grad_(False)
+    optimizer = KFAC(model, 0.1)
+    start, frozen = vector(optimizer.parameters), model.maps[0].bias.clone()
+    optimizer.step(closure_of(model, signal))
+    gradient = vector(value.grad for value in optimizer.parameters)
+    root = optimizer.preconditioner(model).inverse_sqrt
+    assert_same(vector(optimizer.parameters) - start, -0.1 * (root @ (root @ gradient)))
+    assert torch.equal(model.maps[0].bias, frozen)
+
+
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -482,6 +509,12 @@ def test_models_are_checked():
     assert len(KFAC(model, 0.1).parameters) == 2
     with pytest.raises(ValueError, match=r"nn\.Linear layers"):
         KFAC(nn.Tanh(), 0.1)
+    with pytest.raises(ValueError, match=r"on one device, got DataParallel\. Pass model\.module"):
+        KFAC(nn.DataParallel(model), 0.1)
+    model._orig_mod = None
+    with pytest.raises(ValueError, match=r"must not be compiled, got Scaled\. Pass the module"):
+        KFAC(model, 0.1)
+    del model._orig_mod
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="share a parameter"):
