@@ -5,7 +5,7 @@ import textwrap
 
 from hessian_lab.cli.parser import Parser
 from hessian_lab.fields import FIELD_DEFAULTS
-from hessian_lab.optim import DEFAULT_RATES, RECIPES
+from hessian_lab.optim import DEFAULT_RATES, RECIPES, SUMMARIES
 from hessian_lab.signals import SIGNALS
 
 HELP = "list activations, signals, optimizers or recipes"
@@ -53,4 +53,4 @@ def _recipes() -> list[str]:
 
 
 def _optimizers() -> list[str]:
-    return [f"{name:10s} lr {rate:g}" for name, rate in DEFAULT_RATES.items()]
+    return [f"{name:13s} lr {rate:<6g} {SUMMARIES[name]}" for name, rate in DEFAULT_RATES.items()]

@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -139,10 +140,17 @@ def _logs(args: argparse.Namespace) -> Iterator[None]:
     logger.handlers[:], logger.propagate = [handler], False
     logger.setLevel(level)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
+            yield
     finally:
         logger.handlers[:], level, logger.propagate = former
         logger.setLevel(level)
+
+
+def _log_warning(message: Warning | str, *_: object) -> None:
+    """Say what a warning says, without the line of code that it came from."""
+    logger.warning("%s", message)
 
 
 def _report(error: Exception, *, verbose: bool) -> int:

@@ -44,12 +44,31 @@ DEFAULT_RATES = {
     "adahessian": 0.1,
 }
 
+# What each is, in a line.
+SUMMARIES = {
+    "sgd": "torch's stochastic gradient descent",
+    "adam": "torch's Adam",
+    "lbfgs": "limited-memory BFGS, strong Wolfe, one iteration per step",
+    "psgd": "SGD over row norms, |diagonal| or |H|: the papers' Alg. 1",
+    "newton": "Newton's method, |H| in place of H; dense",
+    "newton_cg": "truncated Newton on Hessian-vector products",
+    "nonlinear_cg": "nonlinear conjugate gradients: what the papers call Newton-CG",
+    "bfgs": "BFGS with a dense inverse Hessian",
+    "gauss_newton": "Gauss-Newton with Levenberg-Marquardt damping",
+    "kfac": "Kronecker-factored Gauss-Newton",
+    "ekfac": "the same with eigenvalues corrected",
+    "shampoo": "fourth roots of gradient statistics on both sides",
+    "esgd": "equilibrated SGD: a moving average of (H v)^2",
+    "esgd_max": "equilibrated SGD: a decaying maximum of (H v)^2",
+    "adahessian": "AdaHessian: (H v)^2 every step; estimator=jacobi for |v H v|",
+}
+
 _HOMES = {reference.partition(":")[2]: reference for reference in OPTIMIZERS.values()} | {
     "make_optimizer": "hessian_lab.optim.make:make_optimizer",
     "Preconditioner": "hessian_lab.optim.preconditioner:Preconditioner",
 }
 
-__all__ = ["DEFAULT_RATES", "OPTIMIZERS", "RECIPES", *_HOMES]
+__all__ = ["DEFAULT_RATES", "OPTIMIZERS", "RECIPES", "SUMMARIES", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

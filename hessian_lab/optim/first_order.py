@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.optim.contract import Closure, Contract, order_of
+from hessian_lab.optim.contract import Closure, Contract, is_finite, order_of
 from hessian_lab.optim.preconditioner import Preconditioner, diagonal_preconditioner
 
 
@@ -23,9 +23,21 @@ class _FirstOrder(Contract):
             if not math.isfinite(float(loss)):
                 self._skip(f"loss became {float(loss)}")
                 return loss
+        elif not self._counted_gradients():
+            return None
         take()
+        self._length = None
         self._took()
         return loss
+
+    def _counted_gradients(self) -> bool:
+        """Tell whether the gradients that the caller has filled in are finite; else skip."""
+        self.counters["evaluations"] += 1
+        gradients = [value.grad for value in self.parameters if value.grad is not None]
+        if gradients and not is_finite(gradients):
+            self._skip("gradient was not finite")
+            return False
+        return True
 
     def _backward(self, closure: Closure) -> Tensor:
         """Fill ``.grad``, unless the closure has done it; return the loss."""

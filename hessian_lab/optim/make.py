@@ -46,7 +46,7 @@ def make_optimizer(
                 f"option of {name} must be one of {', '.join(allowed)}, "
                 f"got {option!r}.{suggestion(option, allowed)}"
             )
-        _check_kind(option, value, allowed[option].default)
+        _check_kind(option, value, allowed[option])
     trainable = [value for value in model.parameters() if value.requires_grad]
     target = model if "model" in signature else trainable
     rate = DEFAULT_RATES[name] if lr is None else lr
@@ -65,13 +65,14 @@ def has_option(name: str, option: str) -> bool:
     return option in inspect.signature(resolve(OPTIMIZERS[name]).__init__).parameters
 
 
-def _check_kind(name: str, value: object, default: object) -> None:
+def _check_kind(name: str, value: object, parameter: inspect.Parameter) -> None:
     """Check an option against the type of its default, where that tells."""
+    default = parameter.default
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
     # torch writes the zeros of real options (momentum=0) as integers.
     kind = float if default == 0 and not isinstance(default, bool) else type(default)
     kind = bool if name in ("foreach", "fused") else kind
-    if kind not in words or value is None:
+    if kind not in words or value is None or "str" in str(parameter.annotation):
         return
     fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
     if not fits or (kind is not bool and isinstance(value, bool)):

@@ -43,6 +43,40 @@ RECIPES = {
         EVERY_100 | {"bias_correction": "steps"},
     ),
     "esgd-max-pn": Recipe("esgd_max", 0.15, f"{PN}, as its code runs it", EVERY_100),
+    "esgd-nerf-pn": Recipe(
+        "esgd",
+        1.0,
+        f"{PN}, radiance fields; the rate falls to 0.01: --lr-final 0.01",
+        EVERY_100 | {"bias_correction": "steps"},
+    ),
+    "psgd-condition-pn": Recipe(
+        "psgd",
+        2.0,
+        f"{PN}, condition numbers on a 1-D signal: exact row norms, x - η D^(-1/2) g as printed; a "
+        "change of variables gives D^(-1)",
+        {"mode": "exact", "exponent": 0.5, "update_every": 10, "warmup_steps": 20},
+    ),
+    "kfac-pn": Recipe(
+        "kfac",
+        0.1,
+        f"{PN}, image fits, as its text has it; its code passed its arguments in the wrong places "
+        "and ran Adam at 1e-4 on the preconditioned gradient",
+        {"fisher": "empirical", "damping": 0.1, "update_every": 1, "inverse_every": 100},
+    ),
+    "shampoo-pn": Recipe(
+        "shampoo",
+        0.1,
+        f"{PN}, as its code runs it: grafted to the norm of SGD, Nesterov's momentum written into "
+        "the buffer, blocks of 128, thin matrices left alone; not the Alg. 4 of its text",
+        {
+            "momentum": 0.9,
+            "nesterov": "in-place",
+            "block_size": 128,
+            "matrix_eps": 1e-12,
+            "graft": "sgd",
+            "vectors": "plain",
+        },
+    ),
     "adahessian-e-pn": Recipe(
         "adahessian",
         0.15,

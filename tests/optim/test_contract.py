@@ -10,7 +10,7 @@ from torch import nn
 import hessian_lab.optim as optim
 from hessian_lab.errors import DivergenceError, UsageError
 from hessian_lab.losses import mse
-from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS, RECIPES
+from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS, RECIPES, SUMMARIES
 from hessian_lab.optim.contract import COUNTERS, MOST_SKIPPED, is_finite
 from hessian_lab.optim.first_order import SGD, Adam
 from hessian_lab.optim.make import has_option, make_optimizer
@@ -177,6 +177,17 @@ def test_a_loss_that_is_not_finite_moves_nothing(kind):
         optimizer.step(broken)
 
 
+@pytest.mark.parametrize("kind", FIRST_ORDER)
+def test_a_gradient_that_is_not_finite_moves_nothing(kind):
+    model = small_field("tanh")
+    optimizer = kind(model.parameters(), lr=0.1)
+    before = parameters_of(model)
+    (closure_of(model)() * math.inf).backward()
+    optimizer.step()
+    assert torch.equal(parameters_of(model), before)
+    assert optimizer.diagnostics()["skipped"] == optimizer.diagnostics()["evaluations"] == 1
+
+
 def test_dropped_models_are_gone():
     def use():
         model = small_field("tanh")
@@ -214,7 +225,7 @@ def test_what_is_not_finite_is_found(bad):
 
 
 def test_every_name_is_made_and_has_a_rate():
-    assert OPTIMIZERS.keys() == DEFAULT_RATES.keys()
+    assert OPTIMIZERS.keys() == DEFAULT_RATES.keys() == SUMMARIES.keys()
     model = nn.Linear(2, 1)
     for name in OPTIMIZERS:
         made = make_optimizer(name, model)
