@@ -141,7 +141,7 @@ def _logs(args: argparse.Namespace) -> Iterator[None]:
     logger.setLevel(level)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _log_warning
+            warnings.showwarning = _log_warning  # type: ignore[assignment]
             yield
     finally:
         logger.handlers[:], level, logger.propagate = former

@@ -1,6 +1,7 @@
 """An optimizer from its name and options, with errors that name the option."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -29,6 +30,13 @@ def make_optimizer(
             range.
         ResourceError: If what it must hold does not fit.
     """
+    return configured(name, model, lr, options)
+
+
+def configured(
+    name: str, model: nn.Module, lr: float | None, options: Mapping[str, Any]
+) -> Contract:
+    """Return ``make_optimizer``'s result, with options of any name in a mapping."""
     try:
         known("optimizer", name, OPTIMIZERS)
     except ValueError as error:

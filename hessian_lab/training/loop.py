@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from hessian_lab.errors import DivergenceError
 from hessian_lab.losses import Loss
 from hessian_lab.optim.contract import Contract
-from hessian_lab.optim.make import has_option
-from hessian_lab.optim.make import make_optimizer as make
+from hessian_lab.optim.make import configured, has_option
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, make_directory, require_disk, write_atomically
 from hessian_lab.training.prepare import Prepared, claim, prepare, settle
@@ -294,7 +293,7 @@ def make_optimizer(setup: Setup, model: nn.Module) -> Contract:
     options = dict(setup.options)
     if setup.batch_size is not None and has_option(setup.optimizer, "same_batch"):
         options.setdefault("same_batch", False)
-    return make(setup.optimizer, model, lr=setup.lr, **options)
+    return configured(setup.optimizer, model, setup.lr, options)
 
 
 class _SaveClock:
