@@ -109,3 +109,20 @@ def test_it_has_no_preconditioner():
 def test_refuses_options_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         NonlinearCG([torch.nn.Parameter(torch.ones(1))], **options)
+
+
+@pytest.mark.parametrize("beta", ["PR+", "PR", "FR"])
+def test_beta_where_the_gradient_has_hardly_turned(beta):
+    point, closure, _, _ = quadratic(8, 30.0)
+    optimizer = NonlinearCG([point], beta=beta, lr=0.1, c2=0.99)
+    _, (zeroth, gradient) = steps_of(optimizer, point, closure, 1)
+    square = zeroth @ zeroth
+    expected = {
+        "FR": gradient @ gradient / square,
+        "PR": gradient @ (gradient - zeroth) / square,
+        "PR+": torch.zeros((), dtype=torch.float64),
+    }
+    assert expected["PR"] < -0.01
+    torch.testing.assert_close(
+        optimizer.state[point]["weight"], expected[beta], rtol=1e-9, atol=1e-12
+    )

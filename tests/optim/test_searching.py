@@ -207,3 +207,34 @@ def test_parameters_that_the_loss_does_not_use_stay():
         for _ in range(3):
             optimizer.step(lambda: (used.square() + used**4).sum())
         assert torch.equal(unused, torch.ones_like(unused))
+
+
+def test_changing_grad_after_convergence_changes_nothing():
+    point, closure, _, _ = quadratic(4, 10.0)
+    optimizer = LBFGS([point], tolerance_grad=1e-6)
+    while not optimizer.converged:
+        optimizer.step(closure)
+    kept = point.grad.clone()
+    point.grad.fill_(7)
+    optimizer.step(closure)
+    assert torch.equal(point.grad, kept)
+
+
+def test_pairs_of_two_precisions_are_loaded_as_they_were():
+    def fresh():
+        short = torch.nn.Parameter(torch.full((2,), 0.3, dtype=torch.float32))
+        long = torch.nn.Parameter(torch.full((2,), 0.7, dtype=torch.float64))
+        return [short, long], lambda: (short.cosh().sum() * long.exp().sum()).double()
+
+    parameters, closure = fresh()
+    optimizer = LBFGS(parameters)
+    for _ in range(4):
+        optimizer.step(closure)
+    saved = through_file(optimizer.state_dict())
+    again, _ = fresh()
+    resumed = LBFGS(again)
+    resumed.load_state_dict(saved)
+    pairs = optimizer.state[parameters[0]], resumed.state[again[0]]
+    for one, other in zip(*(state["changes"] for state in pairs), strict=True):
+        assert one.dtype == other.dtype == torch.float64
+        assert torch.equal(one, other)
