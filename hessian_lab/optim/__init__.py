@@ -38,7 +38,7 @@ DEFAULT_RATES = {
     "gauss_newton": 1.0,
     "kfac": 0.1,
     "ekfac": 0.1,
-    "shampoo": 0.1,
+    "shampoo": 0.05,
     "esgd": 0.1,
     "esgd_max": 1.0,
     "adahessian": 0.1,

@@ -4,6 +4,7 @@
 graph*, and does not call backward. It may be evaluated several times per step.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
@@ -33,6 +34,9 @@ class Contract(torch.optim.Optimizer):
     # Whether parameter groups with settings of their own mean something.
     takes_groups: ClassVar[bool] = False
 
+    # Whether the preconditioner is diagonal, so that its scale is told with every checkpoint.
+    is_diagonal: ClassVar[bool] = False
+
     _length: float | None = None
 
     @property
@@ -58,13 +62,18 @@ class Contract(torch.optim.Optimizer):
         if self.param_groups and not self.takes_groups:
             raise ValueError(
                 f"{type(self).__name__} takes one parameter group: its step is one vector. Pass "
-                "model.parameters()."
+                "all parameters together."
             )
         super().add_param_group(param_group)
         for value in self.param_groups[-1]["params"]:
             if value.dtype not in (torch.float32, torch.float64) or value.is_sparse:
                 kind = "sparse" if value.is_sparse else str(value.dtype)
                 raise TypeError(f"parameters must be dense float32 or float64, got {kind}.")
+            if not value.requires_grad:
+                raise ValueError(
+                    "parameters must require gradients. Leave the frozen ones out: "
+                    "[p for p in model.parameters() if p.requires_grad]."
+                )
 
     def should_create_graph(self) -> bool:
         """Tell whether ``loss.backward`` must keep the graph of the gradient for the next step."""
@@ -93,10 +102,10 @@ class Contract(torch.optim.Optimizer):
             name: float(self.counters[name])
             for name in ("evaluations", "products", "curvature_updates", "skipped")
         }
-        try:
-            scale = self.preconditioner().scale
-        except ValueError:
-            scale = None
+        scale = None
+        if self.is_diagonal:
+            with contextlib.suppress(ValueError):
+                scale = self.preconditioner().scale
         if scale is not None:
             numbers |= {
                 "scale_min": float(scale.min()),

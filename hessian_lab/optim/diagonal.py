@@ -56,6 +56,8 @@ class GraphStep(Contract):
     A subclass measures curvature, keeps it, and moves the parameters.
     """
 
+    is_diagonal = True
+
     takes_groups = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from hessian_lab.optim.contract import Closure, Contract, is_finite, order_of
 from hessian_lab.optim.preconditioner import Preconditioner, diagonal_preconditioner
 
 
-class _FirstOrder(Contract):
+class FirstOrder(Contract):
     """A step of torch's own on gradients that a closure, or the caller, has filled in."""
 
     takes_groups = True
@@ -50,20 +50,22 @@ class _FirstOrder(Contract):
         return loss.detach()
 
 
-class SGD(_FirstOrder, torch.optim.SGD):
+class SGD(FirstOrder, torch.optim.SGD):
     """``torch.optim.SGD`` with a closure that returns the loss; it need not call backward."""
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; return the loss before it."""
-        return self._step(closure, super(_FirstOrder, self).step)
+        return self._step(closure, super(FirstOrder, self).step)
 
 
-class Adam(_FirstOrder, torch.optim.Adam):
+class Adam(FirstOrder, torch.optim.Adam):
     """``torch.optim.Adam`` with a closure that returns the loss; it need not call backward."""
+
+    is_diagonal = True
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; return the loss before it."""
-        return self._step(closure, super(_FirstOrder, self).step)
+        return self._step(closure, super(FirstOrder, self).step)
 
     def preconditioner(self, model: nn.Module | None = None) -> Preconditioner:
         """Return ``P = diag(√v̂ + ε)``, with the moving average ``v̂`` of squared gradients.

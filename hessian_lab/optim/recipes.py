@@ -69,6 +69,7 @@ RECIPES = {
         f"{PN}, as its code runs it: grafted to the norm of SGD, Nesterov's momentum written into "
         "the buffer, blocks of 128, thin matrices left alone; not the Alg. 4 of its text",
         {
+            "eps": 1e-12,
             "momentum": 0.9,
             "nesterov": "in-place",
             "block_size": 128,

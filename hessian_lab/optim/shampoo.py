@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hessian_lab.names import known
 from hessian_lab.optim.contract import Closure, is_finite, order_of
-from hessian_lab.optim.first_order import _FirstOrder
+from hessian_lab.optim.first_order import FirstOrder
 from hessian_lab.optim.kronecker import KroneckerOperator, KroneckerRoot, eigen, places_of
 from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.probe.precision import full_precision
@@ -23,7 +23,7 @@ SIDES = ("left", "right")
 LEAST_NORM = 1e-16
 
 
-class Shampoo(_FirstOrder):
+class Shampoo(FirstOrder):
     """Alg. 4: ``L ← L + g gᵀ``, ``R ← R + gᵀ g``, step ``-η L^{-1/4} g R^{-1/4}``, per matrix.
 
     ``L`` and ``R`` begin at ``εI``. A vector is a matrix of one column; a tensor of more than two

@@ -30,7 +30,7 @@ DIVERGING += ("--optimizer", "sgd", "--lr", "1e30", "--out", "run", "--quiet")
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("egis", "'egis'.*must be one of train, eigs, trace, sweep, cost, list, info.* Did you mean eigs\\?"),
+        ("egis", "'egis'.*must be one of train, eigs, trace, sweep, .* Did you mean eigs\\?"),
         ("eigs --act sien", "--act: must be one of relu, .*got 'sien'. Did you mean sine\\?"),
         ("--act sien eigs", "--act: must be one of relu, .*got 'sien'. Did you mean sine\\?"),
         ("eigs --signal camra", "--signal: must be .*got 'camra'. Did you mean camera\\?"),
@@ -42,7 +42,7 @@ DIVERGING += ("--optimizer", "sgd", "--lr", "1e30", "--out", "run", "--quiet")
         ("train --run somewhere", "'--run' is no argument of train"),
         ("train --every 2", "'--every' is no argument of train"),
         ("eigs train", "'train' is no argument of eigs"),
-        ("list act", "'act' must be one of acts, signals, optimizers, recipes. Did you mean acts\\?"),
+        ("list act", "'act' must be one of acts, signals, .*recipes. Did you mean acts\\?"),
         ("list", "required: what"),
         ("--quiet", "required: COMMAND"),
         ("info --jsn", "'--jsn' is no argument of info. Did you mean --json\\?"),

@@ -216,6 +216,11 @@ def test_refuses_parameters_of_another_kind(value, message):
         SGD([value.requires_grad_()])
 
 
+def test_refuses_frozen_parameters():
+    with pytest.raises(ValueError, match=r"must require gradients. Leave the frozen ones out"):
+        Adam([torch.zeros(2)])
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_found(bad):
     fine = [torch.full((3,), 1e308, dtype=torch.float64), torch.zeros(2, 2).double()]
