@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.errors import NonFiniteError, ResourceError
-from hessian_lab.optim.contract import Closure, flat, is_finite, like
+from hessian_lab.optim.contract import Closure, flat, is_finite
 from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.optim.searching import (
     Parameters,
@@ -136,7 +136,7 @@ class Newton(Searching):
         unit = start.gradient.new_zeros(size)
         for place in range(size):
             unit[place] = 1
-            parts = like(unit, self.parameters)
+            parts = self._parts(unit)
             matrix[place] = flat(self._products(start.graph, parts, more=place + 1 < size))
             unit[place] = 0
         if not is_finite([matrix]):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hessian_lab.errors import NonFiniteError
-from hessian_lab.optim.contract import Closure, flat, like
+from hessian_lab.optim.contract import Closure, flat
 from hessian_lab.optim.searching import (
     Parameters,
     Point,
@@ -86,7 +86,7 @@ class NewtonCG(Searching):
         found, direction = torch.zeros_like(residual), -residual
         self.counters["curvature_updates"] += 1
         for number in range(self.param_groups[0]["max_products"]):
-            parts = like(direction, self.parameters)
+            parts = self._parts(direction)
             image = flat(self._products(start.graph, parts, more=True))
             curvature = direction.dot(image)
             if not math.isfinite(float(curvature)):

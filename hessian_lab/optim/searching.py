@@ -89,7 +89,7 @@ class Searching(Contract):
             self._rest(place, start)
         else:
             self._go(closure, place, start)
-        self._keep_gradients(like(start.gradient.clone(), self.parameters))
+        self._keep_gradients(self._parts(start.gradient.clone()))
         return start.loss
 
     def diagnostics(self) -> dict[str, float]:
@@ -255,6 +255,11 @@ class Searching(Contract):
     def _place(self, vector: Tensor) -> None:
         """Set the parameters."""
         torch._foreach_copy_(self.parameters, like(vector, self.parameters))
+
+    def _parts(self, vector: Tensor) -> list[Tensor]:
+        """Return a vector [n] in the shapes and precisions of the parameters."""
+        parts = like(vector, self.parameters)
+        return [part.to(value.dtype) for part, value in zip(parts, self.parameters, strict=True)]
 
     def _indices(self, model: nn.Module | None) -> Tensor:
         """Return where each entry of a model's parameters stands in the vector of ours.
