@@ -37,11 +37,13 @@ def test_main_job_of_the_first_command(tmp_path):
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    own, large = blocks("python")
+    own, large, stepping = blocks("python")
     exec(own, {})
     assert (tmp_path / "eigenvalues.png").stat().st_size > 10_000
     exec(large, {})
     assert capsys.readouterr().out.count("≥") >= 2
+    exec(stepping, {})
+    assert "curvature_updates" in capsys.readouterr().out
 
 
 def test_further_commands_run(tmp_path, monkeypatch, capsys):
@@ -52,8 +54,18 @@ def test_further_commands_run(tmp_path, monkeypatch, capsys):
     assert "not told apart" in capsys.readouterr().out
 
 
+def test_commands_of_optimizers_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    *trainings, cost = blocks("sh")[3].splitlines()
+    for line in trainings:
+        assert main([*shlex.split(line)[1:], "--size", "8", "--steps", "20", "--quiet"]) == 0
+    assert "16 runs: 16 done" in capsys.readouterr().out
+    assert main([*shlex.split(cost)[1:], "--width", "8", "--rounds", "1", "--quiet"]) == 0
+    assert "kfac" in capsys.readouterr().out
+
+
 def test_commands_install_with_the_constraints_and_their_extra():
-    install, test, _ = blocks("sh")
+    install, test, *_ = blocks("sh")
     assert "pip install -c constraints.txt -e ." in install
     assert "pip install -c constraints.txt -e '.[test]'" in test
     assert "functorch" not in (ROOT / "pyproject.toml").read_text()
@@ -66,7 +78,8 @@ def test_constraints_pin_every_dependency():
         if "==" in line
     }
     project = (ROOT / "pyproject.toml").read_text()
-    wanted = set(re.findall(r'^    "([a-z-]+)>=', project, re.MULTILINE))
+    wanted = set(re.findall(r'^    "([a-z_-]+)>=', project, re.MULTILINE))
+    wanted = {name.replace("_", "-") for name in wanted}
     assert {"torch", "pytest"} <= wanted <= pinned
 
 
