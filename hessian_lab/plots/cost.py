@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from hessian_lab.plots.style import BLUE, ORANGE, set_title, styled
 
@@ -34,15 +35,19 @@ def plot_cost(
     with styled():
         figure = Figure(figsize=(6.4, 0.9 + 0.24 * len(names)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
+        finite = [ratio for ratio in ratios if np.isfinite(ratio)]
+        left.set_xscale("log")
+        left.set_xlim(min([0.5, *(0.5 * ratio for ratio in finite)]), 4 * max([1.0, *finite]))
         left.barh(places, np.nan_to_num(ratios), color=BLUE, height=0.7)
         left.axvline(1, color="black", lw=0.6)
         for place, ratio in zip(places, ratios, strict=True):
-            text = f" {ratio:.2f}" if np.isfinite(ratio) else " too large"
-            left.text(ratio if np.isfinite(ratio) else 0, place, text, va="center", fontsize=7)
+            known = np.isfinite(ratio)
+            text = f" {ratio:.2f}" if known else " too large"
+            left.text(max(ratio, 1.0) if known else 1.0, place, text, va="center", fontsize=7)
+        left.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
         left.set_yticks(places, names)
-        left.invert_yaxis()
-        left.margins(x=0.18)
-        left.set_xlabel("time per step / Adam's")
+        left.set_ylim(len(names) - 0.4, -0.6)
+        left.set_xlabel("time per step / Adam's (log)")
         right.barh(places, np.asarray(state_bytes) / MEGABYTE, color=ORANGE, height=0.7)
         right.set_xlabel("state (MB)")
         set_title(figure, title)
