@@ -46,7 +46,8 @@ class GaussNewton(Contract):
             memory; ``dense`` makes ``G`` by ``n`` products, at most 5000 parameters; ``dual``
             makes the kernel ``J Jᵀ`` by a gradient for each of points × channels, at most 5000,
             for problems with fewer of those than parameters.
-        damping: The first ``λ``, in units of ``G``; the present one is in the parameter group.
+        damping: The first ``λ``, in units of ``G``; the present one is in the parameter group. From
+            1e-3 the first steps of a sine field end on a plateau; from 1 it adapts within a few.
         adapt_damping: Undo steps that raise the loss, and adapt ``λ`` to the gain ratio; costs an
             evaluation per trial.
         max_cg: Iterations of ``cg`` per solve.
@@ -69,7 +70,7 @@ class GaussNewton(Contract):
         lr: float = 1.0,
         *,
         solver: str = "cg",
-        damping: float = 1e-3,
+        damping: float = 1.0,
         adapt_damping: bool = True,
         max_cg: int = 50,
         cg_rtol: float = 1e-3,
