@@ -16,7 +16,7 @@ from hessian_lab.training.files import make_directory, write_atomically
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 
 # Of a headline: letters that surely fit, and the height of a line.
-LETTERS_PER_INCH = 12
+LETTERS_PER_INCH = 14
 LINE_INCHES = 0.16
 
 STYLE: dict[Any, Any] = {
