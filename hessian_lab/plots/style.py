@@ -15,8 +15,8 @@ from hessian_lab.training.files import make_directory, write_atomically
 # Okabe & Ito (2008).
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
 
-# Of a headline: letters that surely fit, and the height of a line.
-LETTERS_PER_INCH = 14
+# Of a headline: letters per inch at most, and the height of a line.
+MOST_LETTERS = 20
 LINE_INCHES = 0.16
 
 STYLE: dict[Any, Any] = {
@@ -48,10 +48,15 @@ def styled() -> Iterator[None]:
 
 def set_title(figure: Figure, title: str | None) -> None:
     """Write a headline over a figure, in as many lines as it takes; the figure grows by them."""
-    if title:
-        lines = textwrap.wrap(title, int(LETTERS_PER_INCH * figure.get_figwidth()))
-        figure.suptitle("\n".join(lines), fontsize=9, x=0.01, ha="left")
-        figure.set_figheight(figure.get_figheight() + LINE_INCHES * (len(lines) - 1))
+    if not title:
+        return
+    headline = figure.suptitle("", fontsize=9, x=0.01, ha="left")
+    for letters in range(int(MOST_LETTERS * figure.get_figwidth()), 1, -2):
+        lines = textwrap.wrap(title, letters)
+        headline.set_text("\n".join(lines))
+        if headline.get_window_extent().x1 <= figure.bbox.x1:
+            break
+    figure.set_figheight(figure.get_figheight() + LINE_INCHES * (len(lines) - 1))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
