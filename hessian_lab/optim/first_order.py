@@ -14,6 +14,7 @@ class FirstOrder(Contract):
     """A step of torch's own on gradients that a closure, or the caller, has filled in."""
 
     takes_groups = True
+    needs_graph = False
 
     def _step(self, closure: Closure | None, take: Callable[[], object]) -> Tensor | None:
         """Take one step; return the loss before it, or None without a closure."""

@@ -12,6 +12,13 @@ from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
 from hessian_lab.optim.contract import Contract
 
 FIRST = ("params", "model")
+# What breaks under a second derivative, and where the module inside is.
+WRAPPERS = {
+    "DataParallel": "model.module",
+    "DistributedDataParallel": "model.module",
+    "FullyShardedDataParallel": "model.module",
+    "OptimizedModule": "model._orig_mod",
+}
 
 
 def make_optimizer(
@@ -42,6 +49,12 @@ def configured(
     except ValueError as error:
         raise UsageError(str(error)) from None
     kind = resolve(OPTIMIZERS[name])
+    wrapper = type(model).__name__
+    if kind.needs_graph and wrapper in WRAPPERS:
+        raise UsageError(
+            f"{name} differentiates twice, which {wrapper} does not survive. Pass what it wraps, "
+            f"{WRAPPERS[wrapper]}."
+        )
     signature = inspect.signature(kind.__init__).parameters
     allowed = {
         option: parameter

@@ -267,6 +267,18 @@ def test_refuses_what_there_is_not(name, options, message):
         make_optimizer(name, nn.Linear(2, 1), **options)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrapped_modules_are_refused_where_they_break():
+    wrapped = nn.DataParallel(nn.Linear(2, 1))
+    with pytest.raises(UsageError, match=r"esgd differentiates twice.*, model\.module\."):
+        make_optimizer("esgd", wrapped)
+    compiled = torch.compile(nn.Linear(2, 1))
+    with pytest.raises(UsageError, match=r"kfac differentiates twice.*, model\._orig_mod\."):
+        make_optimizer("kfac", compiled)
+    for name in ("sgd", "adam", "lbfgs"):
+        assert make_optimizer(name, wrapped).parameters
+
+
 def test_options_are_found_by_name():
     assert has_option("sgd", "momentum")
     assert not has_option("adam", "momentum")
