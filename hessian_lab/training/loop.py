@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.errors import DivergenceError
+from hessian_lab.errors import DivergenceError, InputError
 from hessian_lab.losses import Loss
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import configured, has_option
@@ -81,7 +81,7 @@ def train(
 
     Raises:
         UsageError: For values out of range, a conflicting setup in ``out``, or ``out`` in use.
-        InputError: For a signal that cannot be read.
+        InputError: For a signal that cannot be read, or a state of another version.
         ResourceError: If the trajectory does not fit on the disk.
         DivergenceError: If the loss is not finite; the checkpoints before it are kept.
     """
@@ -175,7 +175,13 @@ class _Training:
         if "diverged" in state:
             raise DivergenceError(state["diverged"])
         fill(self.model, state["parameters"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"run {directory} was saved by another version of its optimizer and cannot be "
+                "continued. Train anew with --overwrite."
+            ) from error
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         self.rows = load_run(directory).metrics.to_dict("records")  # type: ignore[assignment]

@@ -346,11 +346,11 @@ LEAST_RATE = 0.95 - 4 * (0.95 * 0.05 / NUM_SEEDS) ** 0.5
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained(tmp_path_factory):
     """A small ReLU field with encoding: 16 % of its eigenvalues are zero."""
     signal = hl.load_signal("camera", size=12)
     setup = hl.Setup(act="relu_pe", width=6, depth=2, steps=25, threads=1)
-    run = hl.train(setup, signal=signal)
+    run = hl.train(setup, signal=signal, out=tmp_path_factory.mktemp("trained"))
     matrix = hl.dense_hessian(run.model(25), run.loss, signal)
     return matrix, torch.linalg.eigvalsh(matrix)
 

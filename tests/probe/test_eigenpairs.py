@@ -266,9 +266,9 @@ def test_takes_what_scipy_takes():
 
 
 @pytest.fixture(scope="module", params=[("sine", torch.float64), ("gaussian", torch.float32)])
-def trained(request):
+def trained(request, tmp_path_factory):
     act, dtype = request.param
-    run = train(Setup(act=act, steps=50))
+    run = train(Setup(act=act, steps=50), out=tmp_path_factory.mktemp("trained"))
     return dense_hessian(run.model(50), run.loss, run.signal()).to(dtype)
 
 

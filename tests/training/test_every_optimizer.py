@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hessian_lab.errors import InputError
 from hessian_lab.losses import mse
 from hessian_lab.optim import OPTIMIZERS, RECIPES
 from hessian_lab.probe.curvature import HessianOperator
@@ -85,3 +86,14 @@ def test_preconditioned_spectra_are_measured_at_any_checkpoint(name, tmp_path):
     visited = train(setup, out=tmp_path / "visited", visit=visit)
     assert sorted(seen) == [1, 2, 3, 4]
     assert np.array_equal(visited.trajectory, plain.trajectory)
+
+
+def test_a_state_of_another_version_is_told(tmp_path):
+    setup = Setup(optimizer="lbfgs", steps=9, **TINY)
+    with pytest.raises(Stopped):
+        train(setup, out=tmp_path, visit=stop_at(5))
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    state["optimizer"]["param_groups"] = [{"params": [0]}]
+    torch.save(state, tmp_path / "resume.pt")
+    with pytest.raises(InputError, match=r"another version of its optimizer .* --overwrite"):
+        train(setup, out=tmp_path)
