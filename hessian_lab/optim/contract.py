@@ -5,7 +5,6 @@ graph*, and does not call backward. It may be evaluated several times per step.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -115,13 +114,20 @@ class Contract(torch.optim.Optimizer):
         return numbers if self._length is None else {"step_length": self._length, **numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state bit for bit: torch itself casts it to the dtype of the parameters."""
+        """Load a state bit for bit, lists of tensors included.
+
+        Torch itself casts it to the dtype of the parameters.
+        """
         super().load_state_dict(state_dict)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         for value, index in zip(self.parameters, saved, strict=True):
             for name, entry in state_dict["state"].get(index, {}).items():
                 if isinstance(entry, Tensor):
                     self.state[value][name] = entry.detach().clone().to(value.device)
+                elif isinstance(entry, list):
+                    self.state[value][name] = [
+                        each.detach().clone().to(value.device) for each in entry
+                    ]
 
     # What subclasses are made of.
 
@@ -210,10 +216,12 @@ class Contract(torch.optim.Optimizer):
         self.counters["skipped_in_row"] = 0
 
 
-def is_finite(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether every entry of every tensor is finite, with one synchronisation."""
-    # A sum of finite numbers may overflow; what is not finite stays so under multiplication by 0.
-    return math.isfinite(float(torch.stack([(value * 0).sum() for value in tensors]).sum()))
+def is_finite(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether every entry of every tensor is finite, with one synchronisation where it is."""
+    # What is not finite spoils the sum; finite numbers may do so too, by overflow.
+    if bool(torch.stack([each.sum() for each in tensors]).isfinite().all()):
+        return True
+    return all(bool(each.isfinite().all()) for each in tensors)
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.names import known
-from hessian_lab.optim.contract import Closure, Contract, order_of
+from hessian_lab.optim.contract import Closure, Contract, is_finite, order_of
 from hessian_lab.optim.preconditioner import Preconditioner, diagonal_preconditioner
 from hessian_lab.probe.vectors import DISTRIBUTIONS, probes
 
@@ -115,7 +115,7 @@ class GraphStep(Contract):
             gradients = [gradient.detach() for gradient in gradients]
             self._keep_gradients(gradients)
         losses = [] if loss is None else [loss]
-        if are_finite([*losses, *gradients, *measured]):
+        if is_finite([*losses, *gradients, *measured]):
             self._apply(gradients, measured)
         else:
             self._skip(_reason(loss, gradients))
@@ -292,14 +292,6 @@ def shrink(parameters: Vectors, share: float) -> None:
         torch._foreach_mul_(parameters, 1 - share)
 
 
-def are_finite(tensors: Vectors) -> bool:
-    """Tell whether every entry is finite, with one synchronisation where it is."""
-    # What is not finite spoils the sum; finite numbers may do so too, by overflow.
-    if bool(torch.stack([each.sum() for each in tensors]).isfinite().all()):
-        return True
-    return all(bool(each.isfinite().all()) for each in tensors)
-
-
 def require_measured(optimizer: GraphStep) -> None:
     """Check that every group has had its curvature measured.
 
@@ -362,6 +354,6 @@ def _keep_maximum(kept: Vectors, sample: Vectors, decay: float) -> None:
 
 
 def _reason(loss: Tensor | None, gradients: Vectors) -> str:
-    if loss is not None and not are_finite([loss]):
+    if loss is not None and not is_finite([loss]):
         return f"loss became {float(loss)}"
-    return f"{'curvature' if are_finite(gradients) else 'gradient'} was not finite"
+    return f"{'curvature' if is_finite(gradients) else 'gradient'} was not finite"

@@ -30,17 +30,17 @@ class _Factored(Contract):
     def __init__(
         self,
         model: nn.Module,
-        lr: float,
+        lr: float = 0.1,
         *,
-        fisher: str,
-        damping: float,
-        ema: float,
-        update_every: int,
-        inverse_every: int,
-        kl_clip: float | None,
-        momentum: float,
-        weight_decay: float,
-        seed: int,
+        fisher: str = "ggn",
+        damping: float = 0.1,
+        ema: float = 0.95,
+        update_every: int = 10,
+        inverse_every: int = 100,
+        kl_clip: float | None = None,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        seed: int = 0,
     ) -> None:
         known("fisher", fisher, FISHERS)
         defaults = {
@@ -275,35 +275,6 @@ class KFAC(_Factored):
         Martens & Grosse (2015), https://arxiv.org/abs/1503.05671, §6.3.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float = 0.1,
-        *,
-        fisher: str = "ggn",
-        damping: float = 0.1,
-        ema: float = 0.95,
-        update_every: int = 10,
-        inverse_every: int = 100,
-        kl_clip: float | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            lr,
-            fisher=fisher,
-            damping=damping,
-            ema=ema,
-            update_every=update_every,
-            inverse_every=inverse_every,
-            kl_clip=kl_clip,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            seed=seed,
-        )
-
     def _invert(self, layer: LinearLayer, state: dict[str, Any], flow: Flow) -> None:  # noqa: ARG002
         left, right = state["left"].double(), state["right"].double()
         means = [float(factor.diagonal().mean()) for factor in (left, right)]
@@ -338,35 +309,6 @@ class EKFAC(_Factored):
     References:
         George et al. (2018), https://arxiv.org/abs/1806.03884.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float = 0.1,
-        *,
-        fisher: str = "ggn",
-        damping: float = 0.1,
-        ema: float = 0.95,
-        update_every: int = 10,
-        inverse_every: int = 100,
-        kl_clip: float | None = None,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            model,
-            lr,
-            fisher=fisher,
-            damping=damping,
-            ema=ema,
-            update_every=update_every,
-            inverse_every=inverse_every,
-            kl_clip=kl_clip,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            seed=seed,
-        )
 
     def _invert(self, layer: LinearLayer, state: dict[str, Any], flow: Flow) -> None:  # noqa: ARG002
         for name in ("left", "right"):

@@ -104,17 +104,6 @@ class Searching(Contract):
         numbers["converged"] = float(self.converged)
         return numbers if self._length is None else {"step_length": self._length, **numbers}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state bit for bit, lists of tensors included."""
-        super().load_state_dict(state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for value, index in zip(self.parameters, saved, strict=True):
-            for name, entry in state_dict["state"].get(index, {}).items():
-                if isinstance(entry, list):
-                    self.state[value][name] = [
-                        each.detach().clone().to(value.device) for each in entry
-                    ]
-
     # What a subclass says.
 
     def _begin(self, closure: Closure) -> Point:

@@ -8,7 +8,7 @@ import torch
 
 from hessian_lab.errors import DivergenceError
 from hessian_lab.optim.adahessian import AdaHessian
-from hessian_lab.optim.diagonal import are_finite
+from hessian_lab.optim.contract import is_finite
 from hessian_lab.optim.esgd import ESGD, ESGDMax
 from hessian_lab.optim.preconditioned_sgd import PreconditionedSGD
 from hessian_lab.probe.vectors import probes
@@ -303,9 +303,9 @@ def test_training_ends_after_ten_skipped_steps(name):
 
 def test_large_numbers_are_finite():
     largest = torch.finfo(torch.float64).max
-    assert are_finite([torch.tensor([largest, largest], dtype=torch.float64)])
+    assert is_finite([torch.tensor([largest, largest], dtype=torch.float64)])
     for value in (float("inf"), float("nan")):
-        assert not are_finite([torch.zeros(2), torch.tensor([value, -value])])
+        assert not is_finite([torch.zeros(2), torch.tensor([value, -value])])
 
 
 @by_backward
