@@ -16,9 +16,10 @@ from hessian_lab.optim import OPTIMIZERS
 if TYPE_CHECKING:
     from hessian_lab.measures.cost import Cost, Problem
 
-HELP = "time a step of every optimizer, in units of Adam's"
+HELP = "time and memory of a step of every optimizer, in units of Adam's"
 EPILOG = """\
-ESGD, K-FAC and Shampoo at the periods of the papers; a step is a mean over a period.
+ESGD, K-FAC and Shampoo at the periods of the papers; time is a mean over a period, memory the most
+that is alive in it: parameters, batch, state, graph, and what the step makes.
 
   hessian-lab cost --optimizer adam,esgd,kfac,lbfgs --width 256 --batch-size 512
 """
@@ -42,7 +43,7 @@ def add_flags(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Time the optimizers, print the table and draw it."""
+    """Measure the optimizers, print the table and draw it."""
     names = _names(args.optimizer)
     for flag in ("width", "depth", "batch_size", "rounds"):
         if getattr(args, flag) < 1:
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     figure = plot_cost(
         [one.optimizer for one in costs],
         [one.ratio for one in costs],
-        [one.state_bytes for one in costs],
+        [one.peak_ratio for one in costs],
         title=_headline(problem),
     )
     pictures = [str(path) for path in save(figure, Path(args.out))]
@@ -94,15 +95,18 @@ def _table(problem: "Problem", costs: list["Cost"]) -> str:
     lines = [
         f"a step on {_headline(problem)}",
         "",
-        f"{'optimizer':<14} {'ms':>8} {'/ Adam':>7} {'state MB':>9} {'evals':>6}  options",
+        f"{'':<14} {'time':>8} {'':>7} {'memory':>8} {'':>7} {'state':>8} {'loss':>6}",
+        f"{'optimizer':<14} {'ms':>8} {'/ Adam':>7} {'MB':>8} {'/ Adam':>7} {'MB':>8} {'evals':>6}"
+        "  options",
     ]
     for one in costs:
         if one.note:
-            lines.append(f"{one.optimizer:<14} {one.note}")
+            lines.append(f"{one.optimizer:<14} {one.note.split('. ')[0]}")
             continue
         options = ", ".join(f"{key} {value}" for key, value in one.options.items())
         lines.append(
             f"{one.optimizer:<14} {one.seconds * 1e3:8.2f} {one.ratio:7.2f} "
-            f"{one.state_bytes / 1e6:9.2f} {one.evaluations:6.2f}  {options}".rstrip()
+            f"{one.peak_bytes / 1e6:8.2f} {one.peak_ratio:7.2f} "
+            f"{one.state_bytes / 1e6:8.2f} {one.evaluations:6.2f}  {options}".rstrip()
         )
     return "\n".join(lines)

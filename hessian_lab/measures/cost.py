@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,19 +13,23 @@ from torch import Tensor, nn
 from hessian_lab.errors import ResourceError
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
+from hessian_lab.measures.live_bytes import peak_bytes
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import make_optimizer
 
 UNIT = "adam"
 # Optimizers at the periods that the papers run them at; what a step costs is a mean over a period.
+# Alg. 1 with exact rows is for small fields.
 PERIODIC: dict[str, dict[str, Any]] = {
     "esgd": {"update_every": 100, "warmup_steps": 0},
     "esgd_max": {"update_every": 100, "warmup_steps": 0},
     "kfac": {"update_every": 10, "inverse_every": 100},
     "ekfac": {"update_every": 10, "inverse_every": 100},
     "shampoo": {"update_every": 10},
+    "psgd": {"mode": "hutchinson"},
 }
-PERIODS = {"esgd": 100, "esgd_max": 100, "kfac": 100, "ekfac": 100, "shampoo": 10}
+# The first period, which is not timed, fills the history of L-BFGS.
+PERIODS = {"lbfgs": 100, "esgd": 100, "esgd_max": 100, "kfac": 100, "ekfac": 100, "shampoo": 10}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Cost:
         seconds: Of a step, a mean over its period and a median over rounds.
         ratio: Seconds over those of Adam, a median of the ratios round by round.
         state_bytes: What it keeps between steps.
+        peak_bytes: The most that is alive during a period: parameters, batch, state, the graph, and
+            what a step makes; see ``live_bytes.peak_bytes``.
+        peak_ratio: That over Adam's.
         evaluations: Of the loss, per step.
         note: Why it was not measured, if it was not.
     """
@@ -61,6 +69,8 @@ class Cost:
     seconds: float
     ratio: float
     state_bytes: int
+    peak_bytes: int
+    peak_ratio: float
     evaluations: float
     note: str = ""
 
@@ -76,9 +86,9 @@ def measure_cost(
     rounds: int = 5,
     watch: Callable[[str], None] | None = None,
 ) -> list[Cost]:
-    """Time steps of some optimizers on copies of one problem, in interleaved rounds.
+    """Time steps of some optimizers on copies of one problem, and count the bytes they need.
 
-    Each round times one period of every optimizer, and one of Adam's right before: machines drift.
+    Each round times one period of an optimizer, and one of Adam's right before: machines drift.
     A dense method that does not fit is told so, and left out.
 
     Args:
@@ -91,6 +101,8 @@ def measure_cost(
         raise ValueError(f"rounds must be at least 1, got {rounds}.")
     problem = problem or Problem()
     unit = _Runner(UNIT, problem)
+    unit.period()
+    unit_bytes = unit.peak_bytes()
     found = []
     for name in optimizers:
         if watch is not None:
@@ -100,16 +112,19 @@ def measure_cost(
             runner.period()
         except ResourceError as error:
             nan, options = float("nan"), PERIODIC.get(name, {})
-            found.append(Cost(name, options, nan, nan, 0, nan, note=str(error)))
+            found.append(Cost(name, options, nan, nan, 0, 0, nan, nan, note=str(error)))
             continue
         pairs = [(unit.period(), runner.period()) for _ in range(rounds)]
+        most = runner.peak_bytes()
         found.append(
             Cost(
                 optimizer=name,
                 options=runner.options,
                 seconds=statistics.median(each for _, each in pairs),
                 ratio=statistics.median(each / base for base, each in pairs),
-                state_bytes=runner.state_bytes(),
+                state_bytes=sum(each.nbytes for each in runner.state()),
+                peak_bytes=most,
+                peak_ratio=most / unit_bytes,
                 evaluations=runner.evaluations(),
             )
         )
@@ -161,20 +176,24 @@ class _Runner:
         counters = self.optimizer.counters
         return counters["evaluations"] / max(1, counters["step"])
 
-    def state_bytes(self) -> int:
-        return sum(
-            entry.numel() * entry.itemsize
-            for state in self.optimizer.state.values()
-            for entry in _tensors(state)
-        )
+    def state(self) -> Iterator[Tensor]:
+        return (each for state in self.optimizer.state.values() for each in _tensors(state))
+
+    def peak_bytes(self) -> int:
+        def steps() -> None:
+            for _ in range(self.num_steps):
+                self.optimizer.step(self.closure)  # type: ignore[arg-type]
+            self.optimizer.zero_grad()
+
+        self.optimizer.zero_grad()
+        held = chain(self.model.parameters(), (self.coords, self.values), self.state())
+        return peak_bytes(steps, held=held)
 
 
-def _tensors(entry: Any) -> list[Tensor]:
-    """Return all tensors in nested containers."""
+def _tensors(entry: Any) -> Iterator[Tensor]:
+    """Yield all tensors in nested containers."""
     if isinstance(entry, Tensor):
-        return [entry]
-    if isinstance(entry, dict):
-        entry = list(entry.values())
-    if not isinstance(entry, list | tuple):
-        return []
-    return [tensor for part in entry for tensor in _tensors(part)]
+        yield entry
+    elif isinstance(entry, dict | list | tuple):
+        for part in entry.values() if isinstance(entry, dict) else entry:
+            yield from _tensors(part)

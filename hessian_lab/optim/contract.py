@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hessian_lab.errors import DivergenceError
 from hessian_lab.optim.preconditioner import Preconditioner
+from hessian_lab.optim.wrappers import refuse, wrappers_called
 
 Closure = Callable[[], Any]
 # Steps in a row without a finite loss or curvature, after which there is nothing to wait for.
@@ -132,29 +133,39 @@ class Contract(torch.optim.Optimizer):
     # What subclasses are made of.
 
     def _evaluate(self, closure: Closure, *, graph: bool = True) -> Any:
-        """Return what the closure returns, ``.grad`` being empty before and after.
+        """Return what the closure returns; ``.grad`` is empty before.
+
+        It is filled after only by a closure that called backward, where that is allowed.
 
         Raises:
-            RuntimeError: If the closure called backward, or its loss has no graph.
+            RuntimeError: If the closure called backward and must not, if its loss has no graph, or
+                if it called a module that cannot be differentiated here.
         """
         self.zero_grad(set_to_none=True)
         self.counters["evaluations"] += 1
-        with torch.enable_grad() if graph else torch.no_grad():
+        with torch.enable_grad() if graph else torch.no_grad(), wrappers_called() as wrappers:
             result = closure()
-        loss = result[0] if self.takes_outputs else result
-        if graph and any(value.grad is not None for value in self.parameters):
+        filled = any(value.grad is not None for value in self.parameters)
+        if not graph or (filled and not self.needs_graph):
+            return result
+        name = type(self).__name__
+        if filled:
             raise RuntimeError(
                 "closure must return the loss with its graph and not call backward: "
-                f"{type(self).__name__} differentiates it itself. Delete loss.backward() from the "
-                "closure."
+                f"{name} differentiates it itself. Delete loss.backward() from the closure."
             )
-        if graph and not (isinstance(loss, Tensor) and loss.requires_grad):
+        refuse(wrappers, name, needs_graph=self.needs_graph)
+        loss = result[0] if self.takes_outputs else result
+        if not (isinstance(loss, Tensor) and loss.requires_grad):
             raise RuntimeError(
-                "closure must return the loss with its graph, got "
+                f"closure must return the loss with its graph{self._or_backward()}, got "
                 f"{'a tensor without one' if isinstance(loss, Tensor) else type(loss).__name__}. "
                 "Return it without detach() or item(), and not under torch.no_grad()."
             )
         return result
+
+    def _or_backward(self) -> str:
+        return "" if self.needs_graph else ", or call backward and return the loss"
 
     def _gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
         """Return the gradient, a tensor per parameter, zero for one that the loss does not use."""

@@ -57,8 +57,21 @@ class GraphStep(Contract):
     """
 
     is_diagonal = True
-
     takes_groups = True
+    # GradScaler then hands itself over before a step without a closure, to be refused.
+    _step_supports_amp_scaling = True
+
+    @property
+    def grad_scale(self) -> None:
+        """Refused: what torch's GradScaler multiplies gradients by."""
+        raise AttributeError("grad_scale")
+
+    @grad_scale.setter
+    def grad_scale(self, _: object) -> None:
+        raise RuntimeError(
+            f"{type(self).__name__} must not be stepped by a GradScaler, which scales gradients "
+            "and not the curvature of their graph. Train in float32 without it."
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with settings of their own.

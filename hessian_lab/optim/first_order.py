@@ -42,10 +42,7 @@ class FirstOrder(Contract):
 
     def _backward(self, closure: Closure) -> Tensor:
         """Fill ``.grad``, unless the closure has done it; return the loss."""
-        self.zero_grad()
-        self.counters["evaluations"] += 1
-        with torch.enable_grad():
-            loss: Tensor = closure()
+        loss: Tensor = self._evaluate(closure)
         if all(value.grad is None for value in self.parameters):
             self._keep_gradients(self._gradients(loss))
         return loss.detach()

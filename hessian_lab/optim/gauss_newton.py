@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hessian_lab.errors import ResourceError
 from hessian_lab.names import known
+from hessian_lab.optim.closed import Call, calls_of, closed_curvature
 from hessian_lab.optim.contract import Closure, Contract, flat, is_finite, like, order_of
 from hessian_lab.optim.linearized import LinearizedOutputs
 from hessian_lab.optim.outputs import OutputCurvature, pairs
@@ -43,8 +44,9 @@ class GaussNewton(Contract):
         params: Parameters.
         lr: The length ``η`` in units of the solution; 1 is the method.
         solver: ``cg`` takes one product with ``G`` (about three gradients) per iteration and no
-            memory; ``dense`` makes ``G`` by ``n`` products, at most 5000 parameters; ``dual``
-            makes the kernel ``J Jᵀ`` by a gradient for each of points × channels, at most 5000,
+            memory; ``dense`` makes ``G``, at most 5000 parameters, by ``n`` products, or for the
+            ``CoordinateMLP`` passed as ``model`` by about ``p n²`` operations on ``p`` points;
+            ``dual`` makes the kernel ``J Jᵀ`` by a gradient for each of points × channels, at most 5000,
             for problems with fewer of those than parameters.
         damping: The first ``λ``, in units of ``G``; the present one is in the parameter group. From
             1e-3 the first steps of a sine field end on a plateau; from 1 it adapts within a few.
@@ -52,6 +54,7 @@ class GaussNewton(Contract):
             evaluation per trial.
         max_cg: Iterations of ``cg`` per solve.
         cg_rtol: Its residual in units of the gradient.
+        model: The network whose parameters these are, for its closed form.
 
     Raises:
         ValueError: For an option out of range.
@@ -74,6 +77,7 @@ class GaussNewton(Contract):
         adapt_damping: bool = True,
         max_cg: int = 50,
         cg_rtol: float = 1e-3,
+        model: nn.Module | None = None,
     ) -> None:
         known("solver", solver, SOLVERS)
         _check(lr=lr, damping=damping, max_cg=max_cg, cg_rtol=cg_rtol)
@@ -92,6 +96,7 @@ class GaussNewton(Contract):
             "cg_rtol": cg_rtol,
         }
         super().__init__(params, defaults)
+        self.model = model
         self._matrix: Tensor | None = None
         if solver == "dense":
             self._require_dense()
@@ -106,11 +111,12 @@ class GaussNewton(Contract):
             DivergenceError: If loss, gradient or curvature were not finite 10 times in a row.
         """
         given = pairs(closure)
-        loss, outputs = self._evaluate(given)
+        with calls_of(self.model) as calls:
+            loss, outputs = self._evaluate(given)
         curvature = OutputCurvature(loss, outputs)
         gradients = self._pull_gradients(loss)
         if is_finite([loss, *gradients]):
-            solve = self._solver(LinearizedOutputs(curvature, self.parameters), flat(gradients))
+            solve = self._solver(loss, curvature, calls, flat(gradients))
             self._descend(given, solve, float(loss), flat(gradients))
         else:
             self._skip("loss or gradient was not finite")
@@ -205,19 +211,30 @@ class GaussNewton(Contract):
             value.data.add_(part)
         self._length = float(torch.linalg.vector_norm(move))
 
-    def _solver(self, linear: LinearizedOutputs, gradient: Tensor) -> Solver:
+    def _solver(
+        self, loss: Tensor, curvature: OutputCurvature, calls: list[Call], gradient: Tensor
+    ) -> Solver:
         group = self.param_groups[0]
         if group["solver"] == "dense":
-            return self._dense(linear, gradient)
+            return self._dense(self._ggn(loss, curvature, calls), gradient)
+        linear = LinearizedOutputs(curvature, self.parameters)
         if group["solver"] == "dual":
             return self._dual(linear, gradient)
         return lambda damping: self._cg(linear, gradient, damping)
 
-    def _dense(self, linear: LinearizedOutputs, gradient: Tensor) -> Solver:
+    def _ggn(self, loss: Tensor, curvature: OutputCurvature, calls: list[Call]) -> Tensor:
+        """Return ``G`` [n, n], in closed form where the outputs are those of a field."""
         self._require_dense()
-        matrix = linear.ggn()
-        self._matrix = matrix
+        if len(calls) == 1 and calls[0][1] is curvature.outputs:
+            closed = closed_curvature(self.model, calls, loss, self.parameters)
+            if closed is not None:
+                return closed.matrix(kind="ggn")
+        matrix = LinearizedOutputs(curvature, self.parameters).ggn()
         self.counters["products"] += len(matrix)
+        return matrix
+
+    def _dense(self, matrix: Tensor, gradient: Tensor) -> Solver:
+        self._matrix = matrix
 
         def solve(damping: float) -> tuple[Tensor, Tensor]:
             direction = -_solved(matrix.double(), gradient.double(), damping)

@@ -10,15 +10,9 @@ from hessian_lab.errors import ResourceError, UsageError
 from hessian_lab.names import known, resolve, suggestion
 from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS
 from hessian_lab.optim.contract import Contract
+from hessian_lab.optim.wrappers import WRAPPERS
 
 FIRST = ("params", "model")
-# What breaks under a second derivative, and where the module inside is.
-WRAPPERS = {
-    "DataParallel": "model.module",
-    "DistributedDataParallel": "model.module",
-    "FullyShardedDataParallel": "model.module",
-    "OptimizedModule": "model._orig_mod",
-}
 
 
 def make_optimizer(
@@ -69,10 +63,15 @@ def configured(
             )
         _check_kind(option, value, allowed[option])
     trainable = [value for value in model.parameters() if value.requires_grad]
-    target = model if "model" in signature else trainable
     rate = DEFAULT_RATES[name] if lr is None else lr
     try:
-        optimizer: Contract = kind(target, lr=rate, **options)
+        optimizer: Contract
+        if "params" not in signature:
+            optimizer = kind(model, lr=rate, **options)
+        elif "model" in signature:
+            optimizer = kind(trainable, lr=rate, model=model, **options)
+        else:
+            optimizer = kind(trainable, lr=rate, **options)
     except (UsageError, ResourceError):
         raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:

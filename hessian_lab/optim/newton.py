@@ -1,11 +1,13 @@
 """Newton's method with a dense Hessian, kept downhill."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from hessian_lab.errors import NonFiniteError, ResourceError
+from hessian_lab.optim.closed import ClosedCurvature, calls_of, closed_curvature
 from hessian_lab.optim.contract import Closure, flat, is_finite
 from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.optim.searching import (
@@ -24,6 +26,13 @@ SOLVES = ("abs", "damped", "exact")
 MATRICES = 5
 
 
+@dataclass(frozen=True, eq=False)
+class _Curved(Point):
+    """Where a step starts; the curvature there in closed form, else by the gradient's graph."""
+
+    closed: ClosedCurvature | None = None
+
+
 class Newton(Searching):
     """Newton's method: ``x - t C⁻¹ g`` with ``C`` made from the Hessian ``H = V Λ Vᵀ``.
 
@@ -33,8 +42,10 @@ class Newton(Searching):
     - ``damped``: ``H + (λ + max(0, -Λ_min)) I``, the least shift that is positive definite;
     - ``exact``: ``H`` itself, as the papers print it. It takes full steps and may ascend.
 
-    Per step it takes ``n`` products and an eigendecomposition in float64, about ``9 n³``
-    multiplications; it keeps ``n²`` numbers in float64.
+    Per step it takes the Hessian and an eigendecomposition in float64, about ``9 n³``
+    multiplications; it keeps ``n²`` numbers in float64. The Hessian of a ``CoordinateMLP`` that is
+    passed as ``model`` costs about ``p n²`` operations on ``p`` points, if the closure calls it
+    once and the loss is a mean over points; any other costs ``n`` products, some 20 times as long.
 
     Args:
         params: The parameters, in one group; at most 5,000 numbers.
@@ -46,6 +57,7 @@ class Newton(Searching):
             default ``strong_wolfe``, for ``exact`` None.
         same_batch: Whether all steps are taken on one batch, so that one without decrease has
             converged. Set it to False for mini-batches.
+        model: The network whose parameters these are, for its closed form.
 
     Raises:
         ResourceError: If its matrices do not fit, before they are allocated.
@@ -67,6 +79,7 @@ class Newton(Searching):
         damping: float = 1e-3,
         line_search_fn: str | None = "auto",
         same_batch: bool = True,
+        model: nn.Module | None = None,
     ) -> None:
         if solve not in SOLVES:
             raise ValueError(f"solve must be one of {', '.join(SOLVES)}, got {solve!r}.")
@@ -81,6 +94,7 @@ class Newton(Searching):
             )
         options = search_options(lr, line_search_fn, 0.9, same_batch)
         super().__init__(params, options | {"solve": solve, "damping": damping})
+        self.model = model
         _require_room(self.parameters)
         warn_of_searches(self)
 
@@ -100,7 +114,13 @@ class Newton(Searching):
         return dense_root(1 / values, vectors, self._indices(model), self.parameters[0].dtype)
 
     def _begin(self, closure: Closure) -> Point:
-        return self._measure(closure, create_graph=True)
+        with calls_of(self.model) as calls:
+            loss = self._evaluate(closure)
+        closed = closed_curvature(self.model, calls, loss, self.parameters)
+        with torch.enable_grad():
+            gradients = self._gradients(loss, create_graph=closed is None)
+        graph = gradients if closed is None else ()
+        return _Curved(loss.detach(), flat(gradients), graph, closed)
 
     def _directions(self, start: Point) -> Iterator[tuple[Tensor, float]]:
         lr = self.param_groups[0]["lr"]
@@ -126,11 +146,19 @@ class Newton(Searching):
         return values + (damping - values[0].clamp_max(0))
 
     def _hessian(self, start: Point) -> Tensor:
-        """Return the Hessian [n, n], symmetric, by its rows.
+        """Return the Hessian [n, n], symmetric.
 
         Raises:
             NonFiniteError: If an entry is not finite.
         """
+        closed = start.closed if isinstance(start, _Curved) else None
+        matrix = self._rows(start) if closed is None else closed.matrix()
+        if not is_finite([matrix]):
+            raise NonFiniteError("the Hessian was not finite")
+        return (matrix + matrix.T) / 2
+
+    def _rows(self, start: Point) -> Tensor:
+        """Return the Hessian [n, n] by its products with unit vectors."""
         size = len(start.gradient)
         matrix = start.gradient.new_empty(size, size)
         unit = start.gradient.new_zeros(size)
@@ -139,9 +167,7 @@ class Newton(Searching):
             parts = self._parts(unit)
             matrix[place] = flat(self._products(start.graph, parts, more=place + 1 < size))
             unit[place] = 0
-        if not is_finite([matrix]):
-            raise NonFiniteError("the Hessian was not finite")
-        return (matrix + matrix.T) / 2
+        return matrix
 
 
 def _require_room(parameters: list[Tensor]) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hessian_lab.errors import ResourceError
 from hessian_lab.names import known
-from hessian_lab.optim.contract import flat, like, order_of
+from hessian_lab.optim.closed import ClosedCurvature, calls_of, closed_curvature
+from hessian_lab.optim.contract import Closure, flat, like, order_of
 from hessian_lab.optim.diagonal import (
     GraphStep,
     Parameters,
@@ -43,16 +44,19 @@ class PreconditionedSGD(GraphStep):
     A change of variables ``x = D^{-1/2} x̃`` gives ``P = D``, so ``p = 1``; the papers' text has
     ``D^{-1/2}`` there, which is ``exponent=0.5``. Nothing is averaged over steps.
 
-    A measured step costs a gradient with its graph and ``n`` Hessian–vector products (exact), or
-    ``num_probes`` of them (hutchinson); ``abs-hessian`` adds an eigendecomposition, ``O(n³)``.
+    A measured step costs a gradient with its graph and ``num_probes`` Hessian–vector products
+    (hutchinson), or ``n`` of them (exact); ``abs-hessian`` adds an eigendecomposition, ``O(n³)``.
+    For a ``CoordinateMLP`` that is passed as ``model`` exact mode takes no products but closed
+    forms, of about ``p n²`` operations on ``p`` points (``jacobi``: a small part of that), if
+    ``step`` is given a closure that calls it once, and the loss is a mean over points.
 
     Args:
         params: Parameters, or groups with ``lr`` and ``weight_decay``.
         lr: ``η``.
         preconditioner: As above.
-        mode: ``hutchinson`` estimates ``r`` by ``√mean (Hv)²`` or ``|mean v ⊙ Hv|`` over probes
-            ``v``, where it may come out near 0 by chance; ``exact`` measures rows by products with
-            unit vectors, some seconds per step at a thousand parameters.
+        mode: ``exact`` measures every row; without a closed form some seconds per step at a
+            thousand parameters. ``hutchinson`` estimates ``r`` by ``√mean (Hv)²`` or
+            ``|mean v ⊙ Hv|`` over probes ``v``, where it may come out near 0 by chance.
         exponent: ``p``, positive.
         eps: ``ε``, positive.
         weight_decay: ``λ``, decoupled.
@@ -62,6 +66,7 @@ class PreconditionedSGD(GraphStep):
         distribution: Of probes.
         seed: Of probes, each a function of it, of the measurement and of the parameter alone.
         max_parameters: The most that exact mode takes.
+        model: The network whose parameters these are, for its closed forms.
 
     Raises:
         ValueError: For a setting out of range.
@@ -81,7 +86,7 @@ class PreconditionedSGD(GraphStep):
         preconditioner: Literal["equilibrated", "jacobi", "abs-hessian", "identity"] = (
             "equilibrated"
         ),
-        mode: Literal["hutchinson", "exact"] = "hutchinson",
+        mode: Literal["exact", "hutchinson"] = "exact",
         exponent: float = 1.0,
         eps: float = 1e-4,
         weight_decay: float = 0.0,
@@ -91,6 +96,7 @@ class PreconditionedSGD(GraphStep):
         distribution: Distribution = "rademacher",
         seed: int = 0,
         max_parameters: int = 5000,
+        model: nn.Module | None = None,
     ) -> None:
         settings = {
             "lr": lr,
@@ -113,6 +119,8 @@ class PreconditionedSGD(GraphStep):
                 "do not give |H|."
             )
         super().__init__(params, settings)
+        self.model = model
+        self._closed: ClosedCurvature | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, with ``lr`` and ``weight_decay`` of their own.
@@ -176,20 +184,38 @@ class PreconditionedSGD(GraphStep):
             f"{readable(needed)} ({needed} bytes). {cure}, or a larger max_parameters."
         )
 
+    def _inputs(
+        self, closure: Closure | None, *, graph: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        self._closed = None
+        if closure is None or not graph or self._setting("mode") != "exact":
+            return super()._inputs(closure, graph=graph)
+        with calls_of(self.model) as calls:
+            loss = self._evaluate(closure)
+        self._closed = closed_curvature(self.model, calls, loss, self.parameters)
+        return loss.detach(), self._gradients(loss, create_graph=self._closed is None)
+
     def _measure(self, gradients: Vectors) -> list[Tensor]:
-        kind = self._setting("preconditioner")
+        kind, closed = self._setting("preconditioner"), self._closed
+        self._closed = None
         if self._setting("mode") == "hutchinson":
             sample = self._sample(gradients, kind)
             root = torch.abs if kind == "jacobi" else torch.sqrt
             return [root(each) for each in sample]
         if kind == "abs-hessian":
+            if closed is not None:
+                return [closed.matrix().double()]
             return [torch.stack([row.double() for _, row in self._rows(gradients)])]
-        norms = [
-            row[place].abs() if kind == "jacobi" else torch.linalg.vector_norm(row)
-            for place, row in self._rows(gradients)
-        ]
-        parts = like(torch.stack(norms), self.parameters)
-        pairs = zip(parts, self.parameters, strict=True)
+        if closed is not None:
+            norms = closed.diagonal().abs() if kind == "jacobi" else closed.row_norms()
+        else:
+            norms = torch.stack(
+                [
+                    row[place].abs() if kind == "jacobi" else torch.linalg.vector_norm(row)
+                    for place, row in self._rows(gradients)
+                ]
+            )
+        pairs = zip(like(norms, self.parameters), self.parameters, strict=True)
         return [part.to(value.dtype) for part, value in pairs]
 
     def _rows(self, gradients: Vectors) -> Iterator[tuple[int, Tensor]]:

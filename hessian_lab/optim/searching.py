@@ -142,7 +142,7 @@ class Searching(Contract):
 
     def _measure(self, closure: Closure, *, create_graph: bool = False) -> Point:
         """Return loss and gradient where the parameters are."""
-        loss = self._evaluate(closure) if self.needs_graph else self._evaluate_any(closure)
+        loss = self._evaluate(closure)
         if all(value.grad is None for value in self.parameters):
             with torch.enable_grad():
                 gradients = self._gradients(loss, create_graph=create_graph)
@@ -153,22 +153,6 @@ class Searching(Contract):
             ]
             self.zero_grad(set_to_none=True)
         return Point(loss.detach(), flat(gradients), gradients if create_graph else ())
-
-    def _evaluate_any(self, closure: Closure) -> Tensor:
-        """Return the loss of a closure that may have called backward."""
-        self.zero_grad(set_to_none=True)
-        self.counters["evaluations"] += 1
-        with torch.enable_grad():
-            loss = closure()
-        filled = any(value.grad is not None for value in self.parameters)
-        if not (isinstance(loss, Tensor) and (filled or loss.requires_grad)):
-            raise RuntimeError(
-                "closure must return the loss with its graph, or call backward and return the "
-                f"loss, got {'a tensor' if isinstance(loss, Tensor) else type(loss).__name__} and "
-                "no gradients. Return it without detach() or item(), and not under "
-                "torch.no_grad()."
-            )
-        return loss
 
     def _go(self, closure: Closure, place: Tensor, start: Point) -> None:
         """Search along one direction after the other until one leads somewhere."""

@@ -3,52 +3,55 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from hessian_lab.plots.style import BLUE, ORANGE, set_title, styled
-
-MEGABYTE = 1e6
 
 
 def plot_cost(
     names: Sequence[str],
-    ratios: Sequence[float],
-    state_bytes: Sequence[int],
+    times: Sequence[float],
+    memory: Sequence[float],
     *,
     title: str | None = None,
 ) -> Figure:
-    """Draw time per step in units of Adam's, and what each optimizer keeps, as bars.
+    """Draw time and memory per step in units of Adam's, as bars on log scales.
 
     Args:
         names: Of the optimizers.
-        ratios: Time per step over Adam's; NaN where it was not measured.
-        state_bytes: Bytes between steps.
+        times: Time per step over Adam's; NaN where it was not measured.
+        memory: Likewise, the most bytes alive in a step.
         title: Of the figure.
 
     Raises:
         ValueError: If there is nothing to draw, or the lengths differ.
     """
-    if not len(names) == len(ratios) == len(state_bytes) > 0:
-        raise ValueError("names, ratios and state_bytes must have one length above 0.")
-    places = np.arange(len(names))
+    if not len(names) == len(times) == len(memory) > 0:
+        raise ValueError("names, times and memory must have one length above 0.")
     with styled():
         figure = Figure(figsize=(6.4, 0.9 + 0.24 * len(names)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        finite = [ratio for ratio in ratios if np.isfinite(ratio)]
-        left.set_xscale("log")
-        left.set_xlim(min([0.5, *(0.5 * ratio for ratio in finite)]), 4 * max([1.0, *finite]))
-        left.barh(places, np.nan_to_num(ratios), color=BLUE, height=0.7)
-        left.axvline(1, color="black", lw=0.6)
-        for place, ratio in zip(places, ratios, strict=True):
-            known = np.isfinite(ratio)
-            text = f" {ratio:.2f}" if known else " too large"
-            left.text(max(ratio, 1.0) if known else 1.0, place, text, va="center", fontsize=7)
-        left.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-        left.set_yticks(places, names)
+        _bars(left, times, BLUE, "time per step / Adam's (log)")
+        _bars(right, memory, ORANGE, "peak memory / Adam's (log)")
+        left.set_yticks(np.arange(len(names)), names)
         left.set_ylim(len(names) - 0.4, -0.6)
-        left.set_xlabel("time per step / Adam's (log)")
-        right.barh(places, np.asarray(state_bytes) / MEGABYTE, color=ORANGE, height=0.7)
-        right.set_xlabel("state (MB)")
         set_title(figure, title)
     return figure
+
+
+def _bars(axes: Axes, ratios: Sequence[float], color: str, label: str) -> None:
+    finite = [ratio for ratio in ratios if np.isfinite(ratio)]
+    places = np.arange(len(ratios))
+    axes.set_xscale("log")
+    axes.set_xlim(min([0.5, *(0.5 * ratio for ratio in finite)]), 4 * max([1.0, *finite]))
+    axes.barh(places, np.nan_to_num(ratios), color=color, height=0.7)
+    axes.axvline(1, color="black", lw=0.6)
+    for place, ratio in zip(places, ratios, strict=True):
+        known = np.isfinite(ratio)
+        text = f" {ratio:.2f}" if known else " too large"
+        axes.text(max(ratio, 1.0) if known else 1.0, place, text, va="center", fontsize=7)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(label)

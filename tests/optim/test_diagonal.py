@@ -427,7 +427,11 @@ def test_a_copy_goes_its_own_way():
         (AdaHessian, {"hessian_power": 0.0}, "hessian_power must be positive and finite, got 0.0"),
         (PreconditionedSGD, {"preconditioner": "abs"}, "equilibrated, jacobi, abs-hessian, ident"),
         (PreconditionedSGD, {"mode": "dense"}, "mode must be one of exact, hutchinson, got 'dense"),
-        (PreconditionedSGD, {"preconditioner": "abs-hessian"}, "mode must be exact for precondit"),
+        (
+            PreconditionedSGD,
+            {"preconditioner": "abs-hessian", "mode": "hutchinson"},
+            "mode must be exact for precondit",
+        ),
         (PreconditionedSGD, {"exponent": -0.5}, "exponent must be positive and finite, got -0.5"),
     ],
 )
