@@ -44,9 +44,10 @@ def _recipes() -> list[str]:
     lines = []
     for name, recipe in RECIPES.items():
         options = "".join(f" --set {key}={value}" for key, value in recipe.options.items())
+        final = "" if recipe.lr_final is None else f" --lr-final {recipe.lr_final:g}"
         lines += [
             name,
-            f"    --optimizer {recipe.optimizer} --lr {recipe.lr:g}{options}",
+            f"    --optimizer {recipe.optimizer} --lr {recipe.lr:g}{final}{options}",
             *textwrap.wrap(recipe.source, 92, initial_indent="    ", subsequent_indent="    "),
         ]
     return lines

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 HELP = "train a grid of settings, and find every optimizer's best rate"
 EPILOG = """\
 Lists and ranges: adam,esgd    0:3 (0, 1, 2)    1e-4:1e1:log7    0.5:2:lin4
+An option of one optimizer alone: --set esgd.update_every=100
 A killed sweep continues when the same command is typed again.
 
   hessian-lab sweep --optimizer adam,sgd --act gaussian --lr 1e-4:1e1:log7 --seed 0:3
@@ -49,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Train the grid, and print the best rates."""
     if args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {args.jobs}.")
-    base, varied = _grid(args)
-    grid = setups(base, varied)
+    base, varied, own = _grid(args)
+    grid = setups(base, varied, own=own)
     ours = shard(grid, args.shard)
 
     from hessian_lab.training.sweep import sweep
@@ -70,17 +71,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _grid(args: argparse.Namespace) -> tuple[Setup, dict[str, list[Any]]]:
-    """Return what all runs have in common, and the values of what differs."""
+def _grid(
+    args: argparse.Namespace,
+) -> tuple[Setup, dict[str, list[Any]], dict[str, dict[str, Any]]]:
+    """Return what all runs share, the values of what differs, and options of one optimizer."""
     hints = get_type_hints(Setup)
     fixed: dict[str, Any] = {}
     varied: dict[str, list[Any]] = {}
+    own: dict[str, dict[str, Any]] = {}
     for entry in fields(Setup):
         if not hasattr(args, entry.name):
             continue
         given = getattr(args, entry.name)
         if entry.name == "options":
-            fixed["options"] = dict(given)
+            fixed["options"] = {name: value for name, value in given if "." not in name}
+            for name, value in given:
+                optimizer, dot, name_of = name.partition(".")
+                if dot:
+                    own.setdefault(optimizer, {})[name_of] = value
             continue
         kinds = [kind for kind in (*get_args(hints[entry.name]), hints[entry.name])]
         kind = next((kind for kind in (int, float) if kind in kinds), str)
@@ -89,7 +97,7 @@ def _grid(args: argparse.Namespace) -> tuple[Setup, dict[str, list[Any]]]:
             varied[entry.name] = found
         else:
             fixed[entry.name] = found[0]
-    return Setup(**fixed), varied
+    return Setup(**fixed), varied, own
 
 
 def _json(done: "Sweep") -> dict[str, Any]:

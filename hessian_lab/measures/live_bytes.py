@@ -18,7 +18,8 @@ def peak_bytes(run: Callable[[], object], *, held: Iterable[Tensor]) -> int:
 
     Args:
         run: What to measure.
-        held: Tensors that are alive before, to count from; an iterator, if the call frees some of them.
+        held: Tensors that are alive before, to count from; an iterator, if the call frees some of
+            them.
     """
     live, on_gpu = _LiveBytes(), False
     for value in held:
@@ -41,14 +42,12 @@ class _LiveBytes(TorchDispatchMode):
     """Counts the storages of all tensors that operations return, until they are freed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: dict[int, int] = {}
         self.now = 0
         self.most = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):

@@ -46,8 +46,8 @@ class GaussNewton(Contract):
         solver: ``cg`` takes one product with ``G`` (about three gradients) per iteration and no
             memory; ``dense`` makes ``G``, at most 5000 parameters, by ``n`` products, or for the
             ``CoordinateMLP`` passed as ``model`` by about ``p n²`` operations on ``p`` points;
-            ``dual`` makes the kernel ``J Jᵀ`` by a gradient for each of points × channels, at most 5000,
-            for problems with fewer of those than parameters.
+            ``dual`` makes the kernel ``J Jᵀ`` by a gradient for each of points × channels, at most
+            5000, for problems with fewer of those than parameters.
         damping: The first ``λ``, in units of ``G``; the present one is in the parameter group. From
             1e-3 the first steps of a sine field end on a plateau; from 1 it adapts within a few.
         adapt_damping: Undo steps that raise the loss, and adapt ``λ`` to the gain ratio; costs an

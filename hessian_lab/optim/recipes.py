@@ -16,6 +16,7 @@ class Recipe:
     Attributes:
         optimizer: Its name in ``OPTIMIZERS``.
         lr: The learning rate.
+        lr_final: That of the last step, where it decays exponentially.
         options: What differs from the defaults of the class.
         source: Where the settings stand, and what they do.
     """
@@ -24,6 +25,7 @@ class Recipe:
     lr: float
     source: str
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    lr_final: float | None = None
 
 
 PN = "Preconditioners for the Stochastic Training of Neural Fields (2025)"
@@ -31,6 +33,7 @@ EVERY_100 = {"update_every": 100, "warmup_steps": 50}
 
 RECIPES = {
     "adam-pn": Recipe("adam", 1e-4, f"{PN}, image fits"),
+    "adam-pn-sine": Recipe("adam", 5e-5, f"{PN}, image fits with sine; its code has 1e-4"),
     "adam-pn-relu-pe": Recipe("adam", 1e-3, f"{PN}, image fits with encoding"),
     "sgd-pn": Recipe("sgd", 1.0, f"{PN}, image fits"),
     "lbfgs-cact": Recipe("lbfgs", 1.0, "Curvature-Aware Training for Coordinate Networks (2023)"),
@@ -43,11 +46,37 @@ RECIPES = {
         EVERY_100 | {"bias_correction": "steps"},
     ),
     "esgd-max-pn": Recipe("esgd_max", 0.15, f"{PN}, as its code runs it", EVERY_100),
+    "esgd-sparsity-pn": Recipe(
+        "esgd",
+        0.1,
+        f"{PN}, sparsity of Hessian-vector products with ReLU, with and without encoding",
+        EVERY_100 | {"bias_correction": "steps"},
+    ),
+    "adam-nerf-pn": Recipe(
+        "adam",
+        1e-4,
+        f"{PN}, radiance fields of the Blender scenes; the last rate is printed as 1×5^-6",
+        lr_final=5e-6,
+    ),
     "esgd-nerf-pn": Recipe(
         "esgd",
         1.0,
-        f"{PN}, radiance fields; the rate falls to 0.01: --lr-final 0.01",
+        f"{PN}, radiance fields",
         EVERY_100 | {"bias_correction": "steps"},
+        lr_final=0.01,
+    ),
+    "adam-nerf-pn-relu-pe": Recipe(
+        "adam", 1e-3, f"{PN}, radiance fields with ReLU, with and without encoding", lr_final=1e-4
+    ),
+    "sgd-nerf-pn-relu-pe": Recipe(
+        "sgd", 2.0, f"{PN}, radiance fields with ReLU, with and without encoding", lr_final=1e-4
+    ),
+    "esgd-nerf-pn-relu-pe": Recipe(
+        "esgd",
+        0.1,
+        f"{PN}, radiance fields with ReLU, with and without encoding",
+        EVERY_100 | {"bias_correction": "steps"},
+        lr_final=5e-3,
     ),
     "psgd-condition-pn": Recipe(
         "psgd",
@@ -62,6 +91,12 @@ RECIPES = {
         f"{PN}, image fits, as its text has it; its code passed its arguments in the wrong places "
         "and ran Adam at 1e-4 on the preconditioned gradient",
         {"fisher": "empirical", "damping": 0.1, "update_every": 1, "inverse_every": 100},
+    ),
+    "kfac-occupancy-pn": Recipe(
+        "kfac",
+        0.1,
+        f"{PN}, occupancy of shapes, as its text has it: Tikhonov's damping 0.01",
+        {"fisher": "empirical", "damping": 0.01, "update_every": 1, "inverse_every": 100},
     ),
     "shampoo-pn": Recipe(
         "shampoo",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hessian_lab.errors import UsageError
+from hessian_lab.names import suggestion
 from hessian_lab.training.setup import Setup
 
 # More runs than this are a mistyped range.
@@ -67,20 +68,45 @@ def _spaced(first: float, last: float, kind: str, num: int, word: str) -> list[f
     return [float(f"{10**exponent:.12g}") for exponent in exponents]
 
 
-def setups(base: Setup, varied: Mapping[str, Sequence[Any]]) -> list[Setup]:
+def setups(
+    base: Setup,
+    varied: Mapping[str, Sequence[Any]],
+    *,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Setup]:
     """Return every combination of the values of some fields, resolved, without repetition.
 
+    Args:
+        base: What all have in common.
+        varied: The values of each field that differs.
+        own: Options of single optimizers, by their names, beside those of ``base``.
+
     Raises:
-        UsageError: For a value out of range, or far too many combinations.
+        UsageError: For a value out of range, options of an optimizer that is not in the grid, or
+            far too many combinations.
     """
+    own = own or {}
     total = math.prod(len(each) for each in varied.values())
     if total > MOST_RUNS:
         raise UsageError(f"a sweep must have at most {MOST_RUNS:,} runs, got {total:,}.")
     combinations = itertools.product(*varied.values())
     made = [
-        replace(base, **dict(zip(varied, each, strict=True))).resolved() for each in combinations
+        _with_own(replace(base, **dict(zip(varied, each, strict=True))).resolved(), own)
+        for each in combinations
     ]
+    swept = list(dict.fromkeys(str(one.optimizer) for one in made))
+    for name in own:
+        if name not in swept:
+            raise UsageError(
+                f"an option must be of an optimizer in the sweep, {', '.join(swept)}, got one of "
+                f"{name!r}.{suggestion(name, swept)}"
+            )
     return [one for place, one in enumerate(made) if one not in made[:place]]
+
+
+def _with_own(setup: Setup, own: Mapping[str, Mapping[str, Any]]) -> Setup:
+    options = own.get(str(setup.optimizer), {})
+    return replace(setup, options={**setup.options, **options}) if options else setup
 
 
 def shard(items: Sequence[Any], text: str | None) -> list[Any]:

@@ -108,6 +108,9 @@ class Setup:
             size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
             optimizer=name,
             lr=_or(self.lr, rate),
+            lr_final=_or(
+                self.lr_final, None if self.recipe is None else RECIPES[self.recipe].lr_final
+            ),
             options=options,
         )
 

@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pandas as pd
 import pytest
 
@@ -59,3 +65,56 @@ def test_an_option_that_an_optimizer_lacks_is_told(tmp_path):
     answer = typed(tmp_path, *GRID, "--set", "momentum=0.9", "-q")
     assert answer.status == 2
     assert "option of adam must be one of" in answer.err
+
+
+def test_an_option_may_be_of_one_optimizer_alone(tmp_path):
+    answer = typed(tmp_path, *GRID, "--set", "sgd.momentum=0.9", "--json", "-q")
+    assert answer.status == 0, answer.err
+    plain = typed(tmp_path, *GRID, "--json", "-q", "--out", "plain")
+    pairs = zip(answer.json["runs"], plain.json["runs"], strict=True)
+    changed = [given["loss"] != bare["loss"] for given, bare in pairs]
+    assert changed == [row["optimizer"] == "sgd" for row in answer.json["runs"]]
+    assert_refused(typed(tmp_path, *GRID, "--set", "adm.eps=1"), 2, ".*Did you mean adam.*")
+
+
+def is_gone(group, patience=20.0):
+    """Tell whether the processes of a group end within some seconds."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs process groups")
+def test_an_interrupt_of_the_whole_group_keeps_what_is_done(tmp_path):
+    words = ("sweep", "--signal", "camera", "--size", "24", "--act", "tanh", "--width", "8")
+    words += ("--optimizer", "adam", "--seed", "0:3", "--jobs", "2", "--steps", "400")
+    words += ("--checkpoint-every", "1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hessian_lab", *words],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/sweep/*/resume.pt"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert is_gone(process.pid)
+    again = typed(tmp_path, *words, "--json", "-q")
+    assert again.status == 0, again.err
+    assert [row["status"] for row in again.json["runs"]] == ["done"] * 3
+    other = typed(tmp_path, *words, "--out", "whole", "--jobs", "1", "--json", "-q")
+    losses = [[row["loss"] for row in each.json["runs"]] for each in (again, other)]
+    assert losses[0] == losses[1]

@@ -67,3 +67,14 @@ def test_refuses_shares_that_there_are_not(text):
 def test_refuses_a_range_that_was_mistyped():
     with pytest.raises(UsageError, match="at most 100,000 runs, got 1,000,000"):
         setups(Setup(), {"seed": list(range(1_000_000))})
+
+
+def test_options_of_one_optimizer_are_its_own():
+    base = Setup(options={"foreach": False})
+    made = setups(base, {"optimizer": ["adam", "sgd"]}, own={"sgd": {"momentum": 0.9}})
+    assert [dict(one.options) for one in made] == [
+        {"foreach": False},
+        {"foreach": False, "momentum": 0.9},
+    ]
+    with pytest.raises(UsageError, match=r"in the sweep, adam, got one of 'sgd'"):
+        setups(Setup(), {"optimizer": ["adam"]}, own={"sgd": {"momentum": 0.9}})

@@ -137,6 +137,12 @@ def test_a_recipe_is_an_optimizer_with_its_rate_and_options():
     assert Setup(recipe="sgd-pn", lr=0.5).resolved().lr == 0.5
 
 
+def test_the_rate_of_a_recipe_decays_as_its_paper_says():
+    assert Setup(recipe="esgd-nerf-pn").resolved().lr_final == 0.01
+    assert Setup(recipe="esgd-nerf-pn", lr_final=0.1).resolved().lr_final == 0.1
+    assert Setup(recipe="sgd-pn").resolved().lr_final is None
+
+
 def test_a_given_option_goes_before_that_of_a_recipe():
     recipe = RECIPES["esgd-cvpr2025"]
     setup = Setup(recipe="esgd-cvpr2025", options={"update_every": 7}).resolved()
