@@ -51,7 +51,7 @@ def _bars(axes: Axes, ratios: Sequence[float], color: str, label: str) -> None:
     for place, ratio in zip(places, ratios, strict=True):
         known = np.isfinite(ratio)
         text = f" {ratio:.2f}" if known else " too large"
-        axes.text(max(ratio, 1.0) if known else 1.0, place, text, va="center", fontsize=7)
+        axes.text(max(ratio, 1.0) if known else 1.0, float(place), text, va="center", fontsize=7)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)

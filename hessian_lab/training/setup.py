@@ -95,6 +95,7 @@ class Setup:
         known("act", self.act, ACTIVATIONS)
         known("dtype", self.dtype, DTYPES)
         name, rate, options = self._chosen_optimizer()
+        final = None if self.recipe is None else RECIPES[self.recipe].lr_final
         defaults = FIELD_DEFAULTS[self.act]
         filled: dict[str, Any] = {
             name: _or(getattr(self, name), defaults[name]) if name in defaults else None
@@ -108,9 +109,7 @@ class Setup:
             size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
             optimizer=name,
             lr=_or(self.lr, rate),
-            lr_final=_or(
-                self.lr_final, None if self.recipe is None else RECIPES[self.recipe].lr_final
-            ),
+            lr_final=_or(self.lr_final, final),
             options=options,
         )
 

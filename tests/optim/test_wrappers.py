@@ -31,8 +31,9 @@ def closure_of(wrapped, optimizer, *, backward=False):
     return closure
 
 
+@pytest.mark.usefixtures("distributed")
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_gradients_that_ranks_would_not_share_are_refused(name, distributed):
+def test_gradients_that_ranks_would_not_share_are_refused(name):
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
     wrapped = nn.parallel.DistributedDataParallel(model)
     optimizer = make_optimizer(name, model)
