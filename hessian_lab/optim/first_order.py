@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ class SGD(FirstOrder, torch.optim.SGD):
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; return the loss before it."""
-        return self._step(closure, super(FirstOrder, self).step)
+        return self._step(closure, partial(_bare(torch.optim.SGD.step), self))
 
 
 class Adam(FirstOrder, torch.optim.Adam):
@@ -63,7 +65,7 @@ class Adam(FirstOrder, torch.optim.Adam):
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Take one step; return the loss before it."""
-        return self._step(closure, super(FirstOrder, self).step)
+        return self._step(closure, partial(_bare(torch.optim.Adam.step), self))
 
     def preconditioner(self, model: nn.Module | None = None) -> Preconditioner:
         """Return ``P = diag(√v̂ + ε)``, with the moving average ``v̂`` of squared gradients.
@@ -82,3 +84,12 @@ class Adam(FirstOrder, torch.optim.Adam):
                 scales.append((state[name] / correction).sqrt() + group["eps"])
         ordered = [scales[place].flatten() for place in order_of(self.parameters, model)]
         return diagonal_preconditioner(torch.cat(ordered))
+
+
+def _bare(step: Any) -> Callable[..., object]:
+    """Return torch's step without the hooks that it gets once torch's own class is in use.
+
+    Ours is hooked already, and hooks would be called twice.
+    """
+    bare: Callable[..., object] = step.__wrapped__ if hasattr(step, "hooked") else step
+    return bare

@@ -282,3 +282,22 @@ def test_wrapped_modules_are_refused_where_they_break():
 def test_options_are_found_by_name():
     assert has_option("sgd", "momentum")
     assert not has_option("adam", "momentum")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_hooks_are_called_once_a_step(name):
+    model = small_field("tanh")
+    # Where torch's own class is in use, its step is hooked too.
+    torch.optim.SGD(model.parameters())
+    torch.optim.Adam(model.parameters())
+    optimizer, calls = make_optimizer(name, model), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+
+    def closure():
+        outputs = model(points().coords)
+        loss = mse(outputs, points().values)
+        return (loss, outputs) if optimizer.takes_outputs else loss
+
+    optimizer.step(closure)
+    assert calls == ["before", "after"]

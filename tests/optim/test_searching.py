@@ -3,16 +3,20 @@
 import copy
 import gc
 import itertools
+import warnings
 import weakref
 
 import pytest
 import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hessian_lab.errors import DivergenceError
 from hessian_lab.losses import mse
 from hessian_lab.optim.lbfgs import LBFGS
 from hessian_lab.optim.newton import Newton
 from hessian_lab.optim.newton_cg import NewtonCG
+from hessian_lab.optim.nonlinear_cg import NonlinearCG
 from hessian_lab.signals import load_signal
 from tests.optim.searches import SEARCHES, field_problem, quadratic, through_file, vector
 
@@ -238,3 +242,26 @@ def test_pairs_of_two_precisions_are_loaded_as_they_were():
     for one, other in zip(*(state["changes"] for state in pairs), strict=True):
         assert one.dtype == other.dtype == torch.float64
         assert torch.equal(one, other)
+
+
+@pytest.fixture
+def rough_products():
+    former = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(former)
+
+
+@pytest.mark.usefixtures("rough_products")
+@pytest.mark.parametrize("kind", [LBFGS, NewtonCG, NonlinearCG])
+def test_searches_warn_of_tf32_on_a_gpu_alone(kind):
+    def made(device, dtype):
+        with warnings.catch_warnings(record=True) as caught, FakeTensorMode():
+            warnings.simplefilter("always")
+            kind([nn.Parameter(torch.empty(3, device=device, dtype=dtype))])
+        return [str(each.message) for each in caught]
+
+    (message,) = made("cuda", torch.float32)
+    assert f"{kind.__name__} compares losses that TF32 rounds too coarsely" in message
+    assert made("cuda", torch.float64) == []
+    assert made("cpu", torch.float32) == []
