@@ -1,6 +1,7 @@
 """Flags that commands share; those of training come from ``Setup``."""
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_args, get_type_hints
 
@@ -15,8 +16,16 @@ FLAGS = {
 }
 
 
-def add_setup(parser: Parser) -> None:
-    """Add one flag per field of ``Setup``; what is not given does not appear in the namespace."""
+def add_setup(parser: Parser, job: Mapping[str, Any] | None = None) -> None:
+    """Add one flag per field of ``Setup``; what is not given does not appear in the namespace.
+
+    Args:
+        parser: Of the command.
+        job: What the command trains where a flag is not given, in place of the defaults of
+            ``Setup``; ``asked_setup`` fills it in.
+    """
+    job = dict(job or {})
+    parser.set_defaults(job=job)
     group = parser.add_argument_group("what to train")
     hints = get_type_hints(Setup)
     for entry in fields(Setup):
@@ -26,7 +35,9 @@ def add_setup(parser: Parser) -> None:
             "default": argparse.SUPPRESS,
             "help": entry.metadata["help"],
         }
-        if entry.default is not MISSING and entry.default is not None:
+        if entry.name in job:
+            options["help"] += f" (here {job[entry.name]})"
+        elif entry.default is not MISSING and entry.default is not None:
             options["help"] += f" (default {entry.default})"
         if flag == "--set":
             options |= {"action": "append", "type": option, "metavar": "KEY=VALUE"}
@@ -58,6 +69,18 @@ def given_setup(args: argparse.Namespace) -> dict[str, Any]:
     if "options" in given:
         given["options"] = dict(given["options"])
     return given
+
+
+def asked_setup(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of ``Setup`` that were given, and those of the command's own job.
+
+    An optimizer that is given comes without the job's recipe.
+    """
+    given = given_setup(args)
+    job = dict(getattr(args, "job", {}))
+    if "optimizer" in given:
+        job.pop("recipe", None)
+    return job | given
 
 
 def add_output(parser: Parser) -> None:

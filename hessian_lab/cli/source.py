@@ -2,10 +2,10 @@
 
 import argparse
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from hessian_lab.cli.flags import FLAGS, add_output, add_setup, given_setup
+from hessian_lab.cli.flags import FLAGS, add_output, add_setup, asked_setup, given_setup
 from hessian_lab.cli.parser import Parser, number, one_of
 from hessian_lab.errors import UsageError
 from hessian_lab.training.setup import Setup
@@ -21,25 +21,34 @@ MATRICES = ("hessian", "ggn")
 logger = logging.getLogger(__name__)
 
 
-def add_source(parser: Parser) -> None:
-    """Add the flags that say what is measured, and all of training."""
+def add_source(
+    parser: Parser, *, job: Mapping[str, Any] | None = None, matrices: bool = True
+) -> None:
+    """Add the flags that say what is measured, and all of training.
+
+    Args:
+        parser: Of the command.
+        job: What the command trains by default; see ``add_setup``.
+        matrices: Whether to add ``--matrix`` and ``--layers``.
+    """
     parser.add_argument(
         "--run", metavar="DIR", help="measure this trajectory (on --device); do not train"
     )
     parser.add_argument(
         "--every", type=number(int), default=1, metavar="K", help="measure every K-th checkpoint"
     )
-    parser.add_argument(
-        "--matrix",
-        type=one_of(MATRICES),
-        default="hessian",
-        metavar="NAME",
-        help="hessian, or ggn for the Gauss–Newton matrix (default hessian)",
-    )
-    parser.add_argument(
-        "--layers", action="store_true", help="also measure the block of every layer"
-    )
-    add_setup(parser)
+    if matrices:
+        parser.add_argument(
+            "--matrix",
+            type=one_of(MATRICES),
+            default="hessian",
+            metavar="NAME",
+            help="hessian, or ggn for the Gauss–Newton matrix (default hessian)",
+        )
+        parser.add_argument(
+            "--layers", action="store_true", help="also measure the block of every layer"
+        )
+    add_setup(parser, job)
     add_output(parser)
 
 
@@ -64,7 +73,7 @@ def source_run(
     from hessian_lab.cli.progress import trained
     from hessian_lab.training.prepare import prepare
 
-    given = given_setup(args)
+    given = asked_setup(args)
     if require is not None:
         ready = prepare(Setup(**given), out=args.out)
         require(ready.model, ready.signal.num_points)
@@ -79,7 +88,7 @@ def source_model(args: argparse.Namespace) -> tuple["nn.Module", "Signal", list[
     from hessian_lab.training.prepare import prepare
     from hessian_lab.training.run import checkpoint_steps
 
-    ready = prepare(Setup(**given_setup(args)), out=args.out)
+    ready = prepare(Setup(**asked_setup(args)), out=args.out)
     return ready.model, ready.signal, checkpoint_steps(ready.setup), True
 
 
