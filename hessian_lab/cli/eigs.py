@@ -69,6 +69,11 @@ def add_flags(parser: Parser) -> None:
             help=f"{text} (default {DEFAULTS[name]})",
         )
     group.add_argument(
+        "--preconditioned",
+        action="store_true",
+        help="of P^-1/2 H P^-1/2, with the optimizer's P at each checkpoint; dense, trains again",
+    )
+    group.add_argument(
         "--dry-run",
         action="store_true",
         help="print parameters, bytes and predicted time, and do nothing",
@@ -91,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     source = source_run(args, require)
     model = source.model(source.steps[0])
     method, reason = chosen_method(args.method, model, source.signal().num_points)
+    if args.preconditioned and args.layers and method != "dense":
+        raise UsageError(f"--layers must stand without --preconditioned in method {method}.")
     if method == "dense":
         require_dense(model, source.signal().num_points)
     _warn_of_unused(args, method)
@@ -174,7 +181,12 @@ def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
 
     try:
         result = measure_eigenvalues(
-            source, every=args.every, matrix=args.matrix, layers=args.layers, watch=watch
+            source,
+            every=args.every,
+            matrix=args.matrix,
+            layers=args.layers,
+            preconditioned=args.preconditioned,
+            watch=watch,
         )
     finally:
         progress.close()
@@ -201,6 +213,7 @@ def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: st
         num_probes=_number(args, "probes"),
         num_steps=_number(args, "lanczos_steps"),
         seed=_number(args, "probe_seed"),
+        preconditioned=args.preconditioned,
     )
     try:
         result = measure_estimates(source, settings, every=args.every, watch=watch)
@@ -233,9 +246,10 @@ def _draw_dense(result: "Eigenvalues") -> list[str]:
     if not shown:
         return []
     steps = [one.step for one in shown]
-    title = figure_title(result.run, result.matrix)
+    title = figure_title(result.run, result.matrix, preconditioned=result.preconditioned)
     figure = plot_spectrum([one.spectrum for one in shown], steps=steps, title=title)
-    stem = result.run.path / "figures" / f"eigenvalues{suffix(matrix=result.matrix)}"
+    kind = suffix(matrix=result.matrix, preconditioned=result.preconditioned)
+    stem = result.run.path / "figures" / f"eigenvalues{kind}"
     return [str(path) for path in save(figure, stem)]
 
 
@@ -253,7 +267,10 @@ def _draw_density(result: "Estimates") -> list[str]:
         [one.whole.density for one in measured if one.whole.density is not None],
         extremes=[(one.whole.lambda_min, one.whole.lambda_max) for one in measured],
         steps=[one.step for one in measured],
-        title=figure_title(result.run, settings.matrix),
+        title=figure_title(result.run, settings.matrix, preconditioned=settings.preconditioned),
     )
-    stem = f"density{suffix(method=settings.method, matrix=settings.matrix)}"
-    return [str(path) for path in save(figure, result.run.path / "figures" / stem)]
+    kind = suffix(
+        method=settings.method, matrix=settings.matrix, preconditioned=settings.preconditioned
+    )
+    stem = result.run.path / "figures" / f"density{kind}"
+    return [str(path) for path in save(figure, stem)]

@@ -51,9 +51,10 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     resolved = [one for one in spectra if math.isfinite(one.spectral_radius)]
     if not resolved:
         return f"{headline(run)}\n\nno Hessian is finite"
+    name = matrix_name(run, result.matrix, preconditioned=result.preconditioned)
     lines = [
         headline(run),
-        f"all eigenvalues of {NAMES[result.matrix]} at {len(spectra)} checkpoints",
+        f"all eigenvalues of {name} at {len(spectra)} checkpoints",
         "exact (dense, float64)",
         "",
         f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} "
@@ -64,6 +65,7 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     pool = pooled(spectra)
     floors = [one.tolerance for one in resolved]
     least = min(resolved, key=lambda one: one.smallest_magnitude)
+    floor = " (measured)" if result.preconditioned else " n·eps·max|λ|"
     below = "" if least.smallest_magnitude_resolved else ", below its floor: not told from zero"
     if least.structural_zeros:
         below = ", exactly: rows of the Hessian are zero"
@@ -72,7 +74,7 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
         f"pooled over training: {pool['numerical_zero_share']:.1%} zero "
         f"({pool['structural_zero_share']:.1%} structural), {pool['negative_share']:.1%} negative",
         f"smallest |λ|: {least.smallest_magnitude:.2g}{below}",
-        f"rounding floor n·eps·max|λ|: {min(floors):.1e} … {max(floors):.1e}",
+        f"rounding floor{floor}: {min(floors):.1e} … {max(floors):.1e}",
         "",
         *histogram(resolved),
         "",
@@ -116,10 +118,19 @@ def headline(run: Run) -> str:
     )
 
 
-def figure_title(run: Run, matrix: str) -> str:
+def figure_title(run: Run, matrix: str, *, preconditioned: bool = False) -> str:
     """Return the headline of a figure, which names a matrix that is not the Hessian."""
     name = "" if matrix == "hessian" else f"{NAMES[matrix].removeprefix('the ')}, "
+    if preconditioned:
+        symbol = "G" if matrix == "ggn" else "H"
+        name = f"P^-1/2 {symbol} P^-1/2 with the P of {run.setup.optimizer}, "
     return name + headline(run)
+
+
+def matrix_name(run: Run, matrix: str, *, preconditioned: bool = False) -> str:
+    """Return what a table calls a matrix."""
+    scaled = f", preconditioned by {run.setup.optimizer}" if preconditioned else ""
+    return NAMES[matrix] + scaled
 
 
 def first_middle_last(count: int) -> list[int]:

@@ -8,9 +8,13 @@ from typing import Protocol, TypeVar
 import torch
 from torch import nn
 
+from hessian_lab.errors import UsageError
 from hessian_lab.measures.record import Throttle
+from hessian_lab.optim.contract import Contract
+from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked
+from hessian_lab.training.retrace import retrace
 from hessian_lab.training.run import Run
 
 # The loss at a checkpoint, computed again, agrees to this many roundings with the one recorded.
@@ -103,6 +107,54 @@ def along(
                 watch(known[step])
         save()
     return [known[step] for step in chosen]
+
+
+def along_training(
+    run: Run,
+    measure: Callable[[Checkpoint, Preconditioner], Result],
+    *,
+    every: int,
+    store: Store[Result],
+    watch: Callable[[Result], None] | None = None,
+) -> list[Result]:
+    """Measure with the optimizer's preconditioner, training the run once more; else as ``along``.
+
+    Checkpoints at which there is none yet, as before the first step, are left out.
+
+    Raises:
+        UsageError: If another process is writing the run, or its optimizer has no preconditioner.
+        InputError: If the run cannot be trained again here.
+    """
+    chosen = selected(run.steps, every)
+    signal = run.signal()
+    throttle, reason = Throttle(), ""
+    with locked(run.path):
+        known = {one.step: one for one in store.known()}
+
+        def save() -> None:
+            store.save([known[step] for step in sorted(known)])
+
+        def visit(step: int, model: nn.Module, optimizer: Contract) -> None:
+            nonlocal reason
+            try:
+                preconditioner = optimizer.preconditioner(model)
+            except ValueError as error:
+                reason = str(error)
+                return
+            known[step] = measure(checkpoint(run, signal, step), preconditioner)
+            if throttle.due:
+                throttle.run(save)
+            if watch is not None:
+                watch(known[step])
+
+        for step in chosen:
+            if step in known and watch is not None:
+                watch(known[step])
+        retrace(run, visit, steps=[step for step in chosen if step not in known])
+        if not known:
+            raise UsageError(f"no checkpoint of {run.path} has a preconditioner: {reason}")
+        save()
+    return [known[step] for step in chosen if step in known]
 
 
 def selected(steps: list[int], every: int) -> list[int]:

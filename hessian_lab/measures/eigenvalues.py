@@ -4,7 +4,7 @@ import io
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
+from hessian_lab.measures.checkpoints import (
+    Checkpoint,
+    along,
+    along_training,
+    loss_failure,
+    nan_if_none,
+)
 from hessian_lab.measures.record import can_read_back, mark, suffix
+from hessian_lab.measures.scaled import preconditioned_matrix, reordered
 from hessian_lab.names import known
+from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, trainable
 from hessian_lab.probe.linearized import MATRICES, Matrix
@@ -80,11 +88,13 @@ class Eigenvalues:
         run: What was measured.
         measured: One entry per checkpoint.
         matrix: Of which matrix: ``hessian`` or ``ggn``.
+        preconditioned: Whether of ``P^{-1/2} A P^{-1/2}`` with the optimizer's ``P``.
     """
 
     run: Run
     measured: list[Measured]
     matrix: Matrix = "hessian"
+    preconditioned: bool = False
 
     @property
     def spectra(self) -> list[Spectrum]:
@@ -116,6 +126,7 @@ class Eigenvalues:
             "num_parameters": self.run.num_parameters,
             "method": "dense",
             "matrix": self.matrix,
+            "preconditioned": self.preconditioned,
             "spectra": [one.to_json() for one in self.measured],
             "pooled": pooled(self.spectra),
         }
@@ -139,6 +150,7 @@ def measure_eigenvalues(
     every: int = 1,
     matrix: Matrix = "hessian",
     layers: bool = False,
+    preconditioned: bool = False,
     watch: Callable[[Measured], None] | None = None,
 ) -> Eigenvalues:
     """Measure the whole Hessian spectrum at every ``every``-th checkpoint, and at the last.
@@ -154,17 +166,27 @@ def measure_eigenvalues(
         every: Checkpoints from one measured to the next.
         matrix: ``hessian``, or ``ggn`` for the Gauss–Newton matrix.
         layers: Whether to measure the layers' diagonal blocks too.
+        preconditioned: Measure ``P^{-1/2} A P^{-1/2}``, with the ``P`` that the optimizer of the
+            run has at that checkpoint; the run is trained once more for it. Checkpoints before the
+            optimizer has one are left out. Its rounding floor is measured: by the matrix of the
+            same points in another order.
         watch: Called with every checkpoint when it is done.
 
     Raises:
         ValueError: For an unknown matrix.
         ResourceError: If the matrix does not fit, before it is allocated.
-        UsageError: If another process is writing the run.
+        UsageError: If another process is writing the run, or its optimizer has no preconditioner.
+        InputError: If a run cannot be trained again here, as ``preconditioned`` asks.
     """
     known("matrix", matrix, MATRICES)
-    files = _Files(run, matrix, layers=layers)
-    measured = along(run, lambda one: _measure(files, one), every=every, store=files, watch=watch)
-    return Eigenvalues(run, measured, matrix)
+    files = _Files(run, matrix, layers=layers, preconditioned=preconditioned)
+
+    def measure(one: Checkpoint, preconditioner: Preconditioner | None = None) -> Measured:
+        return _measure(files, one, preconditioner)
+
+    go = along_training if preconditioned else along
+    measured = go(run, measure, every=every, store=files, watch=watch)
+    return Eigenvalues(run, measured, matrix, preconditioned)
 
 
 @dataclass(frozen=True)
@@ -174,9 +196,11 @@ class _Files:
     run: Run
     matrix: Matrix
     layers: bool
+    preconditioned: bool = False
 
     def path(self, name: str, ending: str) -> Path:
-        return self.run.path / f"{name}{suffix(matrix=self.matrix, layers=self.layers)}{ending}"
+        kind = suffix(matrix=self.matrix, layers=self.layers, preconditioned=self.preconditioned)
+        return self.run.path / f"{name}{kind}{ending}"
 
     def known(self) -> list[Measured]:
         if not can_read_back(self.run):
@@ -195,26 +219,33 @@ class _Files:
 
     def save(self, results: list[Measured]) -> None:
         values = np.stack([one.row for one in results])
-        record = Eigenvalues(self.run, results, self.matrix).to_json() | mark(self.run)
+        whole = Eigenvalues(self.run, results, self.matrix, self.preconditioned)
+        record = whole.to_json() | mark(self.run)
         # The values first: a record never speaks of rows that are not there.
         write_atomically(self.path(VALUES, ".npy"), lambda stream: np.save(stream, values))
         write_json(self.path(RECORD, ".json"), record)
         _write_table(self.path(TABLE, ".csv"), results)
 
 
-def _measure(files: _Files, one: Checkpoint) -> Measured:
+def _measure(files: _Files, one: Checkpoint, preconditioner: Preconditioner | None) -> Measured:
     model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
     dense = dense_ggn if files.matrix == "ggn" else dense_hessian
     matrix = dense(model, files.run.loss, signal)
+    error, rounding = _product_error(files, model, signal, matrix, one.step), 0.0
+    if preconditioner is not None and bool(matrix.isfinite().all()):
+        again = dense(model, files.run.loss, reordered(signal))
+        matrix, rounding = preconditioned_matrix(preconditioner, matrix, again)
     places = _places(model) if files.layers else {}
     return Measured(
         step=one.step,
         loss=one.loss,
         psnr=one.psnr,
-        product_error=_product_error(files, model, signal, matrix, one.step),
+        product_error=error,
         loss_error=one.loss_error,
-        layers={name: _spectrum(matrix[index][:, index]) for name, index in places.items()},
-        spectrum=_spectrum(matrix),
+        layers={
+            name: _spectrum(matrix[index][:, index], rounding) for name, index in places.items()
+        },
+        spectrum=_spectrum(matrix, rounding),
     )
 
 
@@ -248,10 +279,10 @@ def _places(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _spectrum(hessian: Tensor) -> Spectrum:
+def _spectrum(hessian: Tensor, rounding: float = 0.0) -> Spectrum:
     """Return all eigenvalues, or NaN for each where the Hessian is not finite."""
     if hessian.isfinite().all():
-        return spectrum(hessian)
+        return spectrum(hessian, rounding=rounding)
     return Spectrum(torch.full((len(hessian),), math.nan, dtype=torch.float64))
 
 
@@ -270,17 +301,24 @@ def _from_json(
     layers, start = {}, size
     for name, part in entries.get("layers", {}).items():
         stop = start + part["num_parameters"]
-        layers[name] = Spectrum(torch.from_numpy(row[start:stop]), part["structural_zeros"])
+        layers[name] = _from_scalars(row[start:stop], part)
         start = stop
     return Measured(
         step=entries["step"],
         loss=entries["loss"],
         psnr=nan_if_none(entries["psnr"]),
-        spectrum=Spectrum(torch.from_numpy(row[:size]), entries["structural_zeros"]),
+        spectrum=_from_scalars(row[:size], entries),
         product_error=nan_if_none(entries["product_error"]),
         loss_error=nan_if_none(entries["loss_error"]),
         layers=layers,
     )
+
+
+def _from_scalars(values: np.ndarray, entries: dict[str, Any]) -> Spectrum:  # type: ignore[type-arg]
+    """Return a spectrum from its eigenvalues and from what is told of it."""
+    plain = Spectrum(torch.from_numpy(values), entries["structural_zeros"])
+    tolerance = nan_if_none(entries["tolerance"])
+    return plain if not tolerance > plain.tolerance else replace(plain, rounding=tolerance)
 
 
 def _write_table(path: Path, measured: list[Measured]) -> None:

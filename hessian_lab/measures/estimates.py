@@ -10,10 +10,17 @@ from torch import Tensor
 
 from hessian_lab.errors import NonFiniteError
 from hessian_lab.losses import Loss
-from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
+from hessian_lab.measures.checkpoints import (
+    Checkpoint,
+    along,
+    along_training,
+    loss_failure,
+    nan_if_none,
+)
 from hessian_lab.measures.eigenvalues import rung_name
 from hessian_lab.measures.record import Record, suffix
 from hessian_lab.names import known
+from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.probe.bands import Band
 from hessian_lab.probe.conditioning import condition_number
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
@@ -49,6 +56,7 @@ class Settings:
         num_probes: Random vectors of the density.
         num_steps: Lanczos steps from each; less for blocks that are smaller.
         seed: Of the random vectors.
+        preconditioned: Whether to measure ``P^{-1/2} A P^{-1/2}`` with the optimizer's ``P``.
     """
 
     method: Literal["lanczos", "slq"] = "slq"
@@ -58,6 +66,7 @@ class Settings:
     num_probes: int = 10
     num_steps: int = 80
     seed: int = 0
+    preconditioned: bool = False
 
     def __post_init__(self) -> None:
         known("method", self.method, ("lanczos", "slq"))
@@ -65,6 +74,8 @@ class Settings:
         for name, lowest in {"num": 1, "num_probes": 2, "num_steps": 1, "seed": 0}.items():
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
+        if self.layers and self.preconditioned:
+            raise ValueError("layers must be off with preconditioned: only dense has their blocks.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,34 +230,45 @@ def measure_estimates(
     In the precision of the training. Writes ``eigs-slq.json`` or ``eigs-lanczos.json`` beside the
     trajectory, also half-way; what is there already is not measured again. A checkpoint costs
     ``num_probes num_steps`` products for the density, and some hundreds for the extreme values
-    and for ruling out that copies of them were missed.
+    and for ruling out that copies of them were missed. With ``preconditioned`` the run is trained
+    once more, and checkpoints before its optimizer has a preconditioner are left out.
 
     Raises:
         ResourceError: If the Lanczos vectors do not fit, before they are allocated.
         NonFiniteError: If a product is not finite.
+        UsageError: If the optimizer has no preconditioner, where it is asked for.
+        InputError: If a run cannot be trained again here, likewise.
     """
     settings = settings or Settings()
-    ending = suffix(method=settings.method, matrix=settings.matrix, layers=settings.layers)
-    measured = along(
-        run,
-        lambda one: _measure(one, run.loss, settings),
-        every=every,
-        store=Record(
-            run,
-            run.path / f"eigs{ending}.json",
-            asdict(settings),
-            parse=_from_json,
-            body=lambda results: finite(Estimates(run, settings, results).to_json()),
-        ),
-        watch=watch,
+    ending = suffix(
+        method=settings.method,
+        matrix=settings.matrix,
+        layers=settings.layers,
+        preconditioned=settings.preconditioned,
     )
+    store: Record[Estimated] = Record(
+        run,
+        run.path / f"eigs{ending}.json",
+        asdict(settings),
+        parse=_from_json,
+        body=lambda results: finite(Estimates(run, settings, results).to_json()),
+    )
+
+    def measure(one: Checkpoint, preconditioner: Preconditioner | None = None) -> Estimated:
+        return _measure(one, run.loss, settings, preconditioner)
+
+    go = along_training if settings.preconditioned else along
+    measured = go(run, measure, every=every, store=store, watch=watch)
     return Estimates(run, settings, measured)
 
 
-def _measure(one: Checkpoint, loss: Loss, settings: Settings) -> Estimated:
+def _measure(
+    one: Checkpoint, loss: Loss, settings: Settings, preconditioner: Preconditioner | None
+) -> Estimated:
     kind = GGNOperator if settings.matrix == "ggn" else HessianOperator
-    operator = kind(one.model, loss, one.signal, chunk_size="auto", check=False)
-    blocks = layer_blocks(operator) if settings.layers else {}
+    plain = kind(one.model, loss, one.signal, chunk_size="auto", check=False)
+    blocks = layer_blocks(plain) if settings.layers else {}
+    operator = plain if preconditioner is None else preconditioner.precondition(plain)
     return Estimated(
         one.step,
         one.loss,

@@ -34,11 +34,18 @@ def can_read_back(run: Run) -> bool:
     return run.module is None and run.own_loss is None
 
 
-def suffix(*, method: str = "dense", matrix: str = "hessian", layers: bool = False) -> str:
+def suffix(
+    *,
+    method: str = "dense",
+    matrix: str = "hessian",
+    layers: bool = False,
+    preconditioned: bool = False,
+) -> str:
     """Return what the names of results files end in, for each kind of measurement."""
     parts = [method] if method != "dense" else []
     parts += [matrix] if matrix != "hessian" else []
     parts += ["layers"] if layers else []
+    parts += ["preconditioned"] if preconditioned else []
     return "".join(f"-{part}" for part in parts)
 
 

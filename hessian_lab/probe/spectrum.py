@@ -27,11 +27,14 @@ class Spectrum:
         values: The eigenvalues [n], ascending, float64, on the CPU.
         structural_zeros: How many rows of the matrix are exactly zero.
         dtype: The precision that the matrix was computed in; its eps sets the rounding floor.
+        rounding: An error of the matrix known to be larger, in its 2-norm: that of a product with
+            an ill-conditioned one.
     """
 
     values: Tensor
     structural_zeros: int = 0
     dtype: str = "float64"
+    rounding: float = 0.0
 
     @cached_property
     def magnitudes(self) -> Tensor:
@@ -55,9 +58,12 @@ class Spectrum:
 
     @property
     def tolerance(self) -> float:
-        """The rounding floor n · eps · max|λ|: smaller magnitudes cannot be told from zero."""
+        """The rounding floor n · eps · max|λ|, or ``rounding`` where that is more.
+
+        Smaller magnitudes cannot be told from zero.
+        """
         eps = torch.finfo(getattr(torch, self.dtype)).eps
-        return len(self.values) * eps * self.spectral_radius
+        return max(len(self.values) * eps * self.spectral_radius, self.rounding)
 
     @property
     def numerical_zeros(self) -> int:
@@ -159,7 +165,7 @@ SCALARS = (
 )
 
 
-def spectrum(matrix: Tensor | np.ndarray) -> Spectrum:
+def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
     """Return all eigenvalues of a symmetric matrix [n, n], with what they can and cannot say.
 
     Rows that are exactly zero are left out of the eigenvalue problem: their eigenvalues are zero
@@ -169,6 +175,7 @@ def spectrum(matrix: Tensor | np.ndarray) -> Spectrum:
     Args:
         matrix: Symmetric up to rounding; its lower triangle is read. About ``4/3 n³`` operations
             and up to two copies of the matrix.
+        rounding: An error that it is known to have, in its 2-norm, if more than its own rounding.
 
     Raises:
         ValueError: If it is not square, not finite or not symmetric.
@@ -195,7 +202,7 @@ def spectrum(matrix: Tensor | np.ndarray) -> Spectrum:
     values = torch.linalg.eigvalsh(core.double()).cpu()
     if zeros:
         values = torch.cat([values, values.new_zeros(zeros)]).sort().values
-    return Spectrum(values, structural_zeros=zeros, dtype=dtype)
+    return Spectrum(values, structural_zeros=zeros, dtype=dtype, rounding=rounding)
 
 
 def _check(matrix: Tensor) -> None:

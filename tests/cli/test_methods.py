@@ -561,3 +561,29 @@ def test_single_precision_training_is_measured_in_single_precision(tmp_path):
         assert one["lambda_max"] == pytest.approx(exact["lambda_max"], rel=1e-5)
         assert one["tolerance"] == pytest.approx(2**29 * exact["tolerance"], rel=1e-3)
     assert load_run(tmp_path / "single").setup.dtype == "float32"
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_preconditioned_spectrum_is_a_spectrum_of_its_own(tmp_path):
+    words = ("--size", "8", "--act", "tanh", "--width", "3", "--depth", "1", "--steps", "4")
+    words += ("--optimizer", "adam", "--out", "run")
+    plain = typed(tmp_path, "eigs", *words, "--json", "-q")
+    scaled = typed(tmp_path, "eigs", *words, "--preconditioned", "--json", "-q")
+    assert plain.status == scaled.status == 0, scaled.err
+    assert not plain.json["preconditioned"]
+    assert scaled.json["preconditioned"]
+    assert [one["step"] for one in scaled.json["spectra"]] == [1, 2, 3, 4]
+    told = typed(tmp_path, "eigs", "--run", "run", "--preconditioned", "-q")
+    assert "all eigenvalues of the Hessian, preconditioned by adam at 4 checkpoints" in told.out
+    assert (tmp_path / "run/figures/eigenvalues-preconditioned.png").exists()
+    assert (tmp_path / "run/figures/eigenvalues.png").exists()
+    slq = typed(
+        tmp_path, "eigs", "--run", "run", "--preconditioned", "--method", "slq", "--json", "-q"
+    )
+    assert slq.json["spectra"][-1]["lambda_max"] == pytest.approx(
+        scaled.json["spectra"][-1]["lambda_max"], rel=1e-6
+    )
+    refused = typed(
+        tmp_path, "eigs", "--run", "run", "--preconditioned", "--method", "slq", "--layers"
+    )
+    assert_refused(refused, 2, "--layers must stand without --preconditioned.*")
