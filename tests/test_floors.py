@@ -23,6 +23,7 @@ CURVATURE = {
         "closed_slabs",
         "curvature",
         "data",
+        "extended",
         "hessian",
         "kept_graph",
         "layers",
