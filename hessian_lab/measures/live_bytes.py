@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 def peak_bytes(run: Callable[[], object], *, held: Iterable[Tensor]) -> int:
     """Return the most bytes of tensors that are alive at once during a call.
 
-    On a GPU what torch's allocator counts; on a CPU the tensors that operations return, in forward
-    and backward passes, without the work space inside of one operation.
+    On a GPU what torch's allocator counts, less what else is alive there; on a CPU the tensors that
+    operations return, in forward and backward passes, without the work space inside of them.
 
     Args:
         run: What to measure.
@@ -22,6 +22,7 @@ def peak_bytes(run: Callable[[], object], *, held: Iterable[Tensor]) -> int:
             them.
     """
     live, on_gpu = _LiveBytes(), False
+    others = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
     for value in held:
         live.see(value)
         on_gpu |= value.is_cuda
@@ -35,7 +36,7 @@ def peak_bytes(run: Callable[[], object], *, held: Iterable[Tensor]) -> int:
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()
-    return int(torch.cuda.max_memory_allocated())
+    return int(torch.cuda.max_memory_allocated()) - (others - live.now)
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -15,8 +15,33 @@ from hessian_lab.probe.closed_rows import row_norms_at
 from hessian_lab.probe.hessian import has_closed_form, require_hessian
 from hessian_lab.probe.precision import full_precision
 
-# The coordinates and the outputs of one call of a field.
-Call = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a network: what it was given and what it gave, as they were then.
+
+    Attributes:
+        coords: Its one argument; None if there was another number of them.
+        outputs: What it gave.
+        node: Where in the graph that is.
+        version: Of the coordinates, which tells whether they were changed since.
+    """
+
+    coords: Any
+    outputs: Any
+    node: Any
+    version: int
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether both are tensors with a graph that nothing has changed in place since."""
+        return (
+            isinstance(self.coords, Tensor)
+            and isinstance(self.outputs, Tensor)
+            and self.node is not None
+            and self.outputs.grad_fn is self.node
+            and self.coords._version == self.version
+        )
 
 
 @contextmanager
@@ -27,10 +52,13 @@ def calls_of(model: nn.Module | None) -> Iterator[list[Call]]:
         yield calls
         return
 
-    def see(_: nn.Module, given: tuple[Any, ...], gave: Any) -> None:
-        calls.append((given[0] if given else None, gave))  # type: ignore[arg-type]
+    def see(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any], gave: Any) -> None:
+        all_given = [*given, *named.values()]
+        coords = all_given[0] if len(all_given) == 1 else None
+        node, version = getattr(gave, "grad_fn", None), getattr(coords, "_version", 0)
+        calls.append(Call(coords, gave, node, version))
 
-    hook = model.register_forward_hook(see)
+    hook = model.register_forward_hook(see, with_kwargs=True)
     try:
         yield calls
     finally:
@@ -91,13 +119,13 @@ def closed_curvature(
         loss: A scalar with its graph, which is kept.
         parameters: What to differentiate by, in order.
     """
-    if model is None or not has_closed_form(model) or len(calls) != 1:
+    if model is None or not has_closed_form(model) or len(calls) != 1 or not calls[0].is_intact:
         return None
-    (coords, outputs) = calls[0]
+    coords, outputs = calls[0].coords, calls[0].outputs
     own = list(model.parameters())
     same = [id(value) for value in parameters] == [id(value) for value in own]
     kinds = {value.dtype for value in (*own, coords, outputs)}
-    if not same or len(kinds) > 1 or outputs.grad_fn is None:
+    if not same or len(kinds) > 1:
         return None
     if coords.ndim != 2 or _reaches(loss.grad_fn, own, past=outputs.grad_fn):
         return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hessian_lab.errors import DivergenceError
 from hessian_lab.optim.preconditioner import Preconditioner
-from hessian_lab.optim.wrappers import refuse, wrappers_called
+from hessian_lab.optim.wrappers import explained, refuse, wrappers_called
 
 Closure = Callable[[], Any]
 # Steps in a row without a finite loss or curvature, after which there is nothing to wait for.
@@ -34,6 +34,9 @@ class Contract(torch.optim.Optimizer):
     # Whether parameter groups with settings of their own mean something.
     takes_groups: ClassVar[bool] = False
 
+    # Attributes that copies and pickles of an optimizer keep, beside torch's own.
+    carried: ClassVar[tuple[str, ...]] = ()
+
     # Whether the preconditioner is diagonal, so that its scale is told with every checkpoint.
     is_diagonal: ClassVar[bool] = False
 
@@ -52,6 +55,10 @@ class Contract(torch.optim.Optimizer):
         )
         return counters
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in (*self.carried, "_length")}
+        return {**super().__getstate__(), **own}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters, where more than one group means something.
 
@@ -65,6 +72,13 @@ class Contract(torch.optim.Optimizer):
                 "all parameters together."
             )
         super().add_param_group(param_group)
+        try:
+            self._check_group()
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self) -> None:
         for value in self.param_groups[-1]["params"]:
             if value.dtype not in (torch.float32, torch.float64) or value.is_sparse:
                 kind = "sparse" if value.is_sparse else str(value.dtype)
@@ -124,7 +138,9 @@ class Contract(torch.optim.Optimizer):
         for value, index in zip(self.parameters, saved, strict=True):
             for name, entry in state_dict["state"].get(index, {}).items():
                 if isinstance(entry, Tensor):
-                    self.state[value][name] = entry.detach().clone().to(value.device)
+                    # Torch keeps Adam's count of steps on the CPU.
+                    device = self.state[value][name].device
+                    self.state[value][name] = entry.detach().clone().to(device)
                 elif isinstance(entry, list):
                     self.state[value][name] = [
                         each.detach().clone().to(value.device) for each in entry
@@ -132,7 +148,7 @@ class Contract(torch.optim.Optimizer):
 
     # What subclasses are made of.
 
-    def _evaluate(self, closure: Closure, *, graph: bool = True) -> Any:
+    def _evaluate(self, closure: Closure) -> Any:
         """Return what the closure returns; ``.grad`` is empty before.
 
         It is filled after only by a closure that called backward, where that is allowed.
@@ -143,18 +159,18 @@ class Contract(torch.optim.Optimizer):
         """
         self.zero_grad(set_to_none=True)
         self.counters["evaluations"] += 1
-        with torch.enable_grad() if graph else torch.no_grad(), wrappers_called() as wrappers:
+        with torch.enable_grad(), wrappers_called() as wrappers:
             result = closure()
         filled = any(value.grad is not None for value in self.parameters)
-        if not graph or (filled and not self.needs_graph):
-            return result
+        if filled and not self.needs_graph:
+            return torch.as_tensor(result)
         name = type(self).__name__
         if filled:
             raise RuntimeError(
                 "closure must return the loss with its graph and not call backward: "
                 f"{name} differentiates it itself. Delete loss.backward() from the closure."
             )
-        refuse(wrappers, name, needs_graph=self.needs_graph)
+        refuse(wrappers, name, may_fill=not self.needs_graph)
         loss = result[0] if self.takes_outputs else result
         if not (isinstance(loss, Tensor) and loss.requires_grad):
             raise RuntimeError(
@@ -167,18 +183,30 @@ class Contract(torch.optim.Optimizer):
     def _or_backward(self) -> str:
         return "" if self.needs_graph else ", or call backward and return the loss"
 
-    def _gradients(self, loss: Tensor, *, create_graph: bool = False) -> list[Tensor]:
-        """Return the gradient, a tensor per parameter, zero for one that the loss does not use."""
-        return list(
-            torch.autograd.grad(
-                loss,
-                self.parameters,
-                create_graph=create_graph,
-                retain_graph=create_graph or None,
-                allow_unused=True,
-                materialize_grads=True,
+    def _gradients(
+        self, loss: Tensor, *, create_graph: bool = False, retain_graph: bool = False
+    ) -> list[Tensor]:
+        """Return the gradient, a tensor per parameter, zero for one that the loss does not use.
+
+        Raises:
+            ValueError: If a parameter was frozen meanwhile.
+        """
+        if not all(value.requires_grad for value in self.parameters):
+            raise ValueError(
+                "parameters must require gradients, one was frozen after the optimizer was made. "
+                f"Make a new {type(self).__name__} of those that are trained."
             )
-        )
+        with explained(type(self).__name__):
+            return list(
+                torch.autograd.grad(
+                    loss,
+                    self.parameters,
+                    create_graph=create_graph,
+                    retain_graph=create_graph or retain_graph,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
 
     def _products(
         self, gradients: Sequence[Tensor], vectors: Sequence[Tensor], *, more: bool = False
@@ -189,16 +217,17 @@ class Contract(torch.optim.Optimizer):
         if not used:
             return [torch.zeros_like(value) for value in self.parameters]
         outputs, directions = zip(*used, strict=True)
-        return list(
-            torch.autograd.grad(
-                outputs,
-                self.parameters,
-                directions,
-                retain_graph=more,
-                allow_unused=True,
-                materialize_grads=True,
+        with explained(type(self).__name__):
+            return list(
+                torch.autograd.grad(
+                    outputs,
+                    self.parameters,
+                    directions,
+                    retain_graph=more,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
             )
-        )
 
     def _keep_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Leave the gradient, detached, in ``.grad``."""

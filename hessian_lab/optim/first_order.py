@@ -26,16 +26,17 @@ class FirstOrder(Contract):
             if not math.isfinite(float(loss)):
                 self._skip(f"loss became {float(loss)}")
                 return loss
-        elif not self._counted_gradients():
-            return None
+        else:
+            self.counters["evaluations"] += 1
+        if not self._are_gradients_finite():
+            return loss
         take()
         self._length = None
         self._took()
         return loss
 
-    def _counted_gradients(self) -> bool:
-        """Tell whether the gradients that the caller has filled in are finite; else skip."""
-        self.counters["evaluations"] += 1
+    def _are_gradients_finite(self) -> bool:
+        """Tell whether the gradients are finite; else skip."""
         gradients = [value.grad for value in self.parameters if value.grad is not None]
         if gradients and not is_finite(gradients):
             self._skip("gradient was not finite")
@@ -43,10 +44,17 @@ class FirstOrder(Contract):
         return True
 
     def _backward(self, closure: Closure) -> Tensor:
-        """Fill ``.grad``, unless the closure has done it; return the loss."""
+        """Fill ``.grad``, unless the closure has done it; return the loss.
+
+        It stays None for a parameter that the loss does not use, as after ``loss.backward``: torch
+        then leaves it alone.
+        """
         loss: Tensor = self._evaluate(closure)
         if all(value.grad is None for value in self.parameters):
-            self._keep_gradients(self._gradients(loss))
+            trained = [value for value in self.parameters if value.requires_grad]
+            gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            for value, gradient in zip(trained, gradients, strict=True):
+                value.grad = gradient
         return loss.detach()
 
 

@@ -15,6 +15,7 @@ from hessian_lab.optim.contract import Closure, Contract, flat, is_finite, like,
 from hessian_lab.optim.linearized import LinearizedOutputs
 from hessian_lab.optim.outputs import OutputCurvature, pairs
 from hessian_lab.optim.preconditioner import Preconditioner
+from hessian_lab.optim.wrappers import explained
 from hessian_lab.probe.memory import readable, require_bytes
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.precision import full_precision
@@ -66,6 +67,7 @@ class GaussNewton(Contract):
     """
 
     takes_outputs = True
+    carried = ("model", "_matrix")
 
     def __init__(
         self,
@@ -103,6 +105,7 @@ class GaussNewton(Contract):
 
     @torch.no_grad()
     @full_precision()
+    @explained("GaussNewton")
     def step(self, closure: Closure) -> Tensor:  # type: ignore[override]
         """Take one step; return the loss before it.
 
@@ -114,7 +117,7 @@ class GaussNewton(Contract):
         with calls_of(self.model) as calls:
             loss, outputs = self._evaluate(given)
         curvature = OutputCurvature(loss, outputs)
-        gradients = self._pull_gradients(loss)
+        gradients = self._gradients(loss, retain_graph=True)
         if is_finite([loss, *gradients]):
             solve = self._solver(loss, curvature, calls, flat(gradients))
             self._descend(given, solve, float(loss), flat(gradients))
@@ -158,13 +161,6 @@ class GaussNewton(Contract):
             loss, outputs = pairs(closure)()
         return LinearizedOutputs(OutputCurvature(loss, outputs), self.parameters)
 
-    def _pull_gradients(self, loss: Tensor) -> list[Tensor]:
-        return list(
-            torch.autograd.grad(
-                loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
-
     def _descend(self, closure: Closure, solve: Solver, before: float, gradient: Tensor) -> None:
         """Move along the solution, with more damping as long as the loss rises."""
         group = self.param_groups[0]
@@ -190,7 +186,11 @@ class GaussNewton(Contract):
         group = self.param_groups[0]
         start = [value.clone() for value in self.parameters]
         self._move(move)
-        after = float(self._evaluate(closure, graph=False)[0])
+        try:
+            after = float(self._evaluate(closure)[0].detach())
+        except BaseException:
+            self._place(start)
+            raise
         noise = NOISE_ROUNDINGS * torch.finfo(move.dtype).eps * abs(before)
         if math.isfinite(after) and abs(predicted) <= noise and after - before <= noise:
             return True
@@ -199,8 +199,7 @@ class GaussNewton(Contract):
             group["damping"] *= max(1 / 3, 1 - (2 * min(gain, 1.0) - 1) ** 3)
             group["damping_growth"] = 2.0
             return True
-        for value, first in zip(self.parameters, start, strict=True):
-            value.data.copy_(first)
+        self._place(start)
         group["damping"] *= group["damping_growth"]
         group["damping_growth"] *= 2
         return False
@@ -210,6 +209,10 @@ class GaussNewton(Contract):
         for value, part in zip(self.parameters, like(move, self.parameters), strict=True):
             value.data.add_(part)
         self._length = float(torch.linalg.vector_norm(move))
+
+    def _place(self, values: list[Tensor]) -> None:
+        for value, other in zip(self.parameters, values, strict=True):
+            value.data.copy_(other)
 
     def _solver(
         self, loss: Tensor, curvature: OutputCurvature, calls: list[Call], gradient: Tensor
@@ -225,7 +228,7 @@ class GaussNewton(Contract):
     def _ggn(self, loss: Tensor, curvature: OutputCurvature, calls: list[Call]) -> Tensor:
         """Return ``G`` [n, n], in closed form where the outputs are those of a field."""
         self._require_dense()
-        if len(calls) == 1 and calls[0][1] is curvature.outputs:
+        if len(calls) == 1 and calls[0].outputs is curvature.outputs:
             closed = closed_curvature(self.model, calls, loss, self.parameters)
             if closed is not None:
                 return closed.matrix(kind="ggn")
@@ -286,7 +289,12 @@ class GaussNewton(Contract):
             bend = search @ image + damping * (search @ search)
             if not float(bend) > 0:
                 # Rounding, or a loss that is not convex; a NaN is for the caller to see.
-                return (direction, curved) if float(bend) <= 0 else (image, image)
+                if not float(bend) <= 0:
+                    return image, image
+                if direction.any():
+                    return direction, curved
+                size = square / bend.abs() if bend else 1.0
+                return size * search, size * image
             length = square / bend
             direction += length * search
             curved += length * image
@@ -331,7 +339,10 @@ def _require_square(size: int, numbers: int, what: str, device: torch.device) ->
 
 
 def _solved(matrix: Tensor, right: Tensor, damping: float) -> Tensor:
-    """Return ``(A + λI)⁻¹ b``; by the pseudo-inverse without damping, or where it is not enough."""
+    """Return ``(A + λI)⁻¹ b``, of the positive part of A where the sum is not positive definite.
+
+    Without damping by the pseudo-inverse.
+    """
     if damping:
         shifted = matrix.clone()
         shifted.diagonal().add_(damping)
@@ -342,7 +353,7 @@ def _solved(matrix: Tensor, right: Tensor, damping: float) -> Tensor:
     if not bool(matrix.isfinite().all()):
         return torch.full_like(right, math.nan)
     values, basis = torch.linalg.eigh(matrix)
-    values = values + damping
+    values = values.clamp(min=0) + damping
     least = len(values) * torch.finfo(values.dtype).eps * float(values.abs().max())
     inverse = torch.where(values > least, 1 / values, 0)
     pseudo: Tensor = basis @ (inverse * (basis.T @ right))

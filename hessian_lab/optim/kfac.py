@@ -26,6 +26,7 @@ class _Factored(Contract):
     """Records the factors of every linear layer in its own step, and steps by ``P⁻¹``."""
 
     takes_outputs = True
+    carried = ("_layers",)
 
     def __init__(
         self,
@@ -102,7 +103,8 @@ class _Factored(Contract):
             return [self._root(layer, layer.matrix(places)) for layer in self._layers]
 
         size = sum(value.numel() for value in parameters)
-        return Preconditioner(KroneckerOperator(size, parameters[0], make))
+        widest = max(parameters, key=lambda value: value.element_size())
+        return Preconditioner(KroneckerOperator(size, widest, make))
 
     @abstractmethod
     def _invert(self, layer: LinearLayer, state: dict[str, Any], flow: Flow) -> None:
@@ -138,11 +140,11 @@ class _Factored(Contract):
         if recorded is None:
             return self._gradients(loss), []
         fisher = self.param_groups[0]["fisher"]
-        places, values = len(self.parameters), [*self.parameters, *recorded.outputs]
+        places = len(self.parameters)
+        values: list[Any] = [*self.parameters, *recorded.outputs]
         if fisher == "empirical":
             both = _pull(loss, values)
-            num_points = len(recorded.outputs[0].reshape(-1, recorded.outputs[0].shape[-1]))
-            passes = [[math.sqrt(num_points) * slope for slope in both[places:]]]
+            passes = [[math.sqrt(recorded.num_points) * slope for slope in both[places:]]]
             return both[:places], self._flows(recorded, passes)
         with full_precision():
             cotangents = self._cotangents(OutputCurvature(loss, outputs))
@@ -348,7 +350,8 @@ def _inverse(factor: Tensor, damping: float) -> Tensor:
     return (basis / (values.clamp(min=0) + damping)) @ basis.T
 
 
-def _pull(value: Tensor, inputs: Sequence[Tensor], cotangent: Tensor | None = None) -> list[Tensor]:
+def _pull(value: Tensor, inputs: Sequence[Any], cotangent: Tensor | None = None) -> list[Tensor]:
+    """Return the derivatives by tensors and by places in the graph."""
     return list(
         torch.autograd.grad(
             value, inputs, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True

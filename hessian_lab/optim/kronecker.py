@@ -59,8 +59,8 @@ class KroneckerOperator(SymmetricOperator):
         """Return the product with ``V`` [n, k]."""
         out = torch.empty_like(block)
         for part in self.blocks:
-            matrices = block[part.places].permute(2, 0, 1)
-            out[part.places] = part.apply(matrices).permute(1, 2, 0)
+            matrices = block[part.places].permute(2, 0, 1).to(part.scale.dtype)
+            out[part.places] = part.apply(matrices).permute(1, 2, 0).to(block.dtype)
         return out
 
 

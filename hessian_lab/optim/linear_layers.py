@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,12 +85,19 @@ class Recorded:
 
     Attributes:
         inputs: Detached [points, inputs], by layer.
-        outputs: With their graph, by layer.
+        outputs: Where in the graph the outputs are, by layer: a tensor would follow an activation
+            that works in place.
     """
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
+        self.outputs: list[GradientEdge] = []
+
+    @property
+    def num_points(self) -> int:
+        """How many points flow through the first layer."""
+        first = self.inputs[0]
+        return len(first.reshape(-1, first.shape[-1]))
 
 
 @contextmanager
@@ -102,10 +110,10 @@ def recording(layers: Sequence[LinearLayer], *, wanted: bool) -> Iterator[Record
     if not wanted:
         yield None
         return
-    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {each.module: [] for each in layers}
+    seen: dict[nn.Module, list[tuple[Tensor, GradientEdge]]] = {each.module: [] for each in layers}
 
     def see(module: nn.Module, given: tuple[Tensor, ...], gave: Tensor) -> None:
-        seen[module].append((given[0].detach(), gave))
+        seen[module].append((given[0].detach(), get_gradient_edge(gave)))
 
     hooks = [layer.module.register_forward_hook(see) for layer in layers]
     recorded = Recorded()

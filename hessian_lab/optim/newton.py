@@ -69,6 +69,7 @@ class Newton(Searching):
     """
 
     keeps = False
+    carried = ("model",)
 
     def __init__(
         self,

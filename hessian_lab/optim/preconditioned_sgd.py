@@ -78,6 +78,8 @@ class PreconditionedSGD(GraphStep):
         fields, Alg. 1.
     """
 
+    carried = ("model", "_closed")
+
     def __init__(
         self,
         params: Parameters,
@@ -220,7 +222,8 @@ class PreconditionedSGD(GraphStep):
 
     def _rows(self, gradients: Vectors) -> Iterator[tuple[int, Tensor]]:
         """Yield each row [n] of the Hessian, with its place."""
-        vectors = [torch.zeros_like(value) for value in self.parameters]
+        dense = torch.contiguous_format
+        vectors = [torch.zeros_like(value, memory_format=dense) for value in self.parameters]
         entries = [entry for each in vectors for entry in each.view(-1)]
         for place, entry in enumerate(entries):
             entry.fill_(1)

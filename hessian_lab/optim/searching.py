@@ -15,6 +15,8 @@ from hessian_lab.optim.preconditioner import Preconditioner, dense_preconditione
 from hessian_lab.optim.wolfe import DECREASE, Evaluate, Trial, armijo, strong_wolfe
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+# The loss and gradient of one batch, computed twice, agree to this many roundings.
+SAME_ROUNDINGS = 1e3
 # The cosine between a step and the change of the gradient that a pair needs, at least.
 LEAST_CURVATURE = 1e-8
 SEARCH_COUNTERS = ("trials", "skipped_pairs", "restarts")
@@ -54,7 +56,8 @@ class Searching(Contract):
 
     A subclass is final: it names directions, and learns from the step that was taken. A step that
     finds no decrease tries the next direction, forgetting what led to the last; after the
-    steepest one it ends as converged, and a step from the same place costs nothing.
+    steepest one it ends as converged, and a step from the same place costs the one evaluation that
+    tells whether the loss is still the same.
     """
 
     # Whether the loss and gradient that a search accepts may serve as the next step's start.
@@ -77,16 +80,16 @@ class Searching(Contract):
             RuntimeError: If the closure returns no loss with a graph.
         """
         place = flat(self.parameters)
-        start = self._known(place)
+        start = self._confirmed(closure, place)
         if start is None:
             self.param_groups[0]["converged"] = False
             start = self._begin(closure)
-            if start.is_finite():
-                self._go(closure, place, start)
-            else:
-                self._skip("loss or gradient was not finite")
+        if not start.is_finite():
+            self._skip("loss or gradient was not finite")
         elif self.converged:
             self._rest(place, start)
+        elif not self.param_groups[0]["lr"]:
+            self._stay(place, start)
         else:
             self._go(closure, place, start)
         self._keep_gradients(self._parts(start.gradient.clone()))
@@ -167,6 +170,37 @@ class Searching(Contract):
             self._skip(str(error))
         else:
             self._rest(place, start)
+
+    def _confirmed(self, closure: Closure, place: Tensor) -> Point | None:
+        """Return what is known of a place, if the closure still says so; else None.
+
+        It is asked before a kept point is first used, and wherever there is nothing left to do: of
+        another batch, or another loss, it says something else.
+        """
+        known, group = self._known(place), self.param_groups[0]
+        if known is None or (group["confirmed"] and not self.converged):
+            return known
+        found = self._measure(closure)
+        if _agree(known, found):
+            group["confirmed"] = True
+            return known
+        self._memory.pop("place")
+        if not self.converged:
+            group["same_batch"] = False
+            warnings.warn(
+                f"{type(self).__name__} was given another batch at its second step: it searches "
+                "along a line of each mini-batch's own loss, and steps may undo each other. Use "
+                "the full batch, or large mini-batches with same_batch=False.",
+                stacklevel=4,
+            )
+        return None
+
+    def _stay(self, place: Tensor, start: Point) -> None:
+        """Count a step of a learning rate of 0, which says nothing of convergence."""
+        self._took()
+        self._length = 0.0
+        if self.keeps and self.param_groups[0]["same_batch"]:
+            self._keep(place, start)
 
     def _arrive(self, move: Move) -> None:
         """Count a step that was taken, learn from it, and keep what was computed at its end."""
@@ -251,6 +285,16 @@ class Searching(Contract):
         return torch.cat([parts[place] for place in order])
 
 
+def _agree(one: Point, other: Point) -> bool:
+    """Tell whether two points are one, up to rounding."""
+    rounding = SAME_ROUNDINGS * torch.finfo(one.gradient.dtype).eps
+    gap = torch.linalg.vector_norm(one.gradient - other.gradient)
+    near = bool(gap <= rounding * torch.linalg.vector_norm(one.gradient))
+    loss = float(one.loss)
+    # At a minimum the gradient is rounding of the loss's terms.
+    return abs(float(other.loss) - loss) <= rounding * abs(loss) and (near or not gap > rounding)
+
+
 def curved(step: Tensor, change: Tensor) -> bool:
     """Tell whether a pair shows positive curvature beyond rounding: ``sᵀy > ε ‖s‖ ‖y‖``."""
     least = max(LEAST_CURVATURE, torch.finfo(step.dtype).eps)
@@ -317,6 +361,7 @@ def search_options(
         "c2": c2,
         "same_batch": same_batch,
         "converged": False,
+        "confirmed": False,
     }
 
 

@@ -140,7 +140,8 @@ class Shampoo(FirstOrder):
             ]
 
         size = sum(value.numel() for value in parameters)
-        return Preconditioner(KroneckerOperator(size, parameters[0], make))
+        widest = max(parameters, key=lambda value: value.element_size())
+        return Preconditioner(KroneckerOperator(size, widest, make))
 
     def _grouped(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group in self.param_groups:

@@ -101,7 +101,7 @@ def setups(
                 f"an option must be of an optimizer in the sweep, {', '.join(swept)}, got one of "
                 f"{name!r}.{suggestion(name, swept)}"
             )
-    return [one for place, one in enumerate(made) if one not in made[:place]]
+    return list({repr(one): one for one in made}.values())
 
 
 def _with_own(setup: Setup, own: Mapping[str, Mapping[str, Any]]) -> Setup:

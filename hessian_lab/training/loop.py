@@ -86,6 +86,8 @@ def train(
         DivergenceError: If the loss is not finite; the checkpoints before it are kept.
     """
     prepared = prepare(setup or Setup(), model=model, loss=loss, signal=signal, out=out)
+    # What cannot be trained leaves no directory behind.
+    training = _Training(prepared, watch, visit)
     make_directory(prepared.directory)
     with locked(prepared.directory):
         claim(prepared, overwrite=overwrite)
@@ -93,7 +95,7 @@ def train(
             _require_room(prepared)
         status = "done"
         try:
-            _Training(prepared, watch, visit).run()
+            training.run()
         except DivergenceError:
             status = "diverged"
             raise
@@ -128,7 +130,7 @@ class _Training:
         self.visit = visit
         self.model = prepared.model
         self.steps = checkpoint_steps(self.setup)
-        self.optimizer = make_optimizer(self.setup, self.model)
+        self.optimizer = make_optimizer(self.setup, self.model, prepared.signal.num_points)
         self.step = 0
         self.count = 0
         self.evaluations = 0
@@ -289,15 +291,20 @@ class _Training:
         raise DivergenceError(message)
 
 
-def make_optimizer(setup: Setup, model: nn.Module) -> Contract:
+def make_optimizer(setup: Setup, model: nn.Module, num_points: int) -> Contract:
     """Return the optimizer that a resolved setup names, over the trainable parameters.
+
+    Args:
+        setup: Resolved.
+        model: What to train.
+        num_points: Of the signal; a batch of all of them is always the same one.
 
     Raises:
         UsageError: For an option that it does not have, or one out of range.
     """
     assert setup.optimizer is not None
     options = dict(setup.options)
-    if setup.batch_size is not None and has_option(setup.optimizer, "same_batch"):
+    if (setup.batch_size or num_points) < num_points and has_option(setup.optimizer, "same_batch"):
         options.setdefault("same_batch", False)
     return configured(setup.optimizer, model, setup.lr, options)
 

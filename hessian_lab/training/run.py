@@ -31,19 +31,33 @@ KINDS = tuple(
     for matrix in ("", "-ggn")
     for layers in ("", "-layers")
 )
-RESULTS = tuple(
-    f"{name}{kind}{ending}"
-    for kind in KINDS
-    for name, ending in (
-        ("eigenvalues", ".npy"),
-        ("spectrum", ".csv"),
-        ("eigs", ".json"),
-        ("trace", ".json"),
-        ("figures/eigenvalues", ".png"),
-        ("figures/eigenvalues", ".pdf"),
-        ("figures/density", ".png"),
-        ("figures/density", ".pdf"),
-    )
+RESULTS = (
+    *(
+        f"{name}{kind}{ending}"
+        for kind in KINDS
+        for name, ending in (
+            ("eigenvalues", ".npy"),
+            ("spectrum", ".csv"),
+            ("eigs", ".json"),
+            ("trace", ".json"),
+            ("figures/eigenvalues", ".png"),
+            ("figures/eigenvalues", ".pdf"),
+            ("figures/density", ".png"),
+            ("figures/density", ".pdf"),
+        )
+    ),
+    *("sparsity.json", "sparsity-dense.json", "figures/sparsity.png", "figures/sparsity.pdf"),
+    *(
+        f"{name}{precision}{kind}{ending}"
+        for precision in ("", "-extended")
+        for kind in ("", "-ggn", "-layers", "-ggn-layers")
+        for name, ending in (
+            ("cond", ".json"),
+            ("figures/conditioning", ".png"),
+            ("figures/conditioning", ".pdf"),
+        )
+    ),
+    *("derivatives.npz", "figures/derivatives.png", "figures/derivatives.pdf"),
 )
 REQUIRED = (
     "id",

@@ -95,7 +95,6 @@ class Setup:
         known("act", self.act, ACTIVATIONS)
         known("dtype", self.dtype, DTYPES)
         name, rate, options = self._chosen_optimizer()
-        final = None if self.recipe is None else RECIPES[self.recipe].lr_final
         defaults = FIELD_DEFAULTS[self.act]
         filled: dict[str, Any] = {
             name: _or(getattr(self, name), defaults[name]) if name in defaults else None
@@ -109,7 +108,7 @@ class Setup:
             size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
             optimizer=name,
             lr=_or(self.lr, rate),
-            lr_final=_or(self.lr_final, final),
+            lr_final=_or(self.lr_final, self._final_rate()),
             options=options,
         )
 
@@ -125,6 +124,13 @@ class Setup:
                 "leave one of the two out."
             )
         return recipe.optimizer, recipe.lr, {**recipe.options, **self.options}
+
+    def _final_rate(self) -> float | None:
+        """Return the recipe's last rate, in proportion to a first one of one's own."""
+        recipe = None if self.recipe is None else RECIPES[self.recipe]
+        if recipe is None or recipe.lr_final is None:
+            return None
+        return float(recipe.lr_final * _or(self.lr, recipe.lr) / recipe.lr)
 
     def _check_ranges(self) -> None:
         lowest = {

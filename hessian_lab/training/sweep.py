@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from hessian_lab.errors import DivergenceError
+from hessian_lab.errors import DivergenceError, ResourceError
 from hessian_lab.training.files import make_directory, write_atomically
 from hessian_lab.training.loop import train
-from hessian_lab.training.run import load_run
+from hessian_lab.training.run import RECORD, RESUME, load_run
 from hessian_lab.training.setup import Setup, digest
 
 TABLE = "sweep.csv"
@@ -37,8 +37,9 @@ class Sweep:
     Attributes:
         path: Where the run directories and ``sweep.csv`` are.
         varied: The fields of ``Setup`` that differ between the runs.
-        table: One row per run: the varied fields, ``status`` (done, diverged, missing), the loss,
-            PSNR, seconds, evaluations and products at the last step, and the directory.
+        table: One row per run: the varied fields, ``status`` (done, diverged, interrupted, running;
+            missing, or refused where its optimizer does not fit), the loss, PSNR, seconds,
+            evaluations and products at the last step, and the directory.
     """
 
     path: Path
@@ -69,7 +70,8 @@ class Sweep:
         for row in best.to_dict("records"):
             same = pd.Series(True, index=self.table.index)
             for name in groups:
-                same &= self.table[name] == row[name]
+                column = self.table[name]
+                same &= (column == row[name]) | (column.isna() & pd.isna(row[name]))
             tried = sorted(set(self.table.loc[same, RATE]))
             found.append(len(tried) > 1 and row[RATE] in (tried[0], tried[-1]))
         return found
@@ -103,15 +105,22 @@ def sweep(
     """
     path, names = Path(out), tuple(varied)
     make_directory(path)
-    rows = {_name(one): _row(one, path, names) for one in setups}
-    for one in _trained(list(setups if ours is None else ours), path, jobs):
-        rows[_name(one)] = row = _row(one, path, names)
+    refused: dict[str, str] = {}
+
+    def row_of(one: Setup) -> dict[str, Any]:
+        return _row(one, path, names, refused=_name(one) in refused)
+
+    rows = {_name(one): row_of(one) for one in setups}
+    for one, refusal in _trained(list(setups if ours is None else ours), path, jobs):
+        if refusal:
+            refused[_name(one)] = refusal
+            logger.warning("%s: %s", _name(one), refusal)
+        rows[_name(one)] = row = row_of(one)
         _write(path, rows.values())
         if watch is not None:
             watch(row)
     # Other machines may have trained theirs meanwhile.
-    table = _write(path, [_row(one, path, names) for one in setups])
-    return Sweep(path, names, table)
+    return Sweep(path, names, _write(path, map(row_of, setups)))
 
 
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
@@ -121,12 +130,11 @@ def _write(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[Setup]:
-    """Yield each setup when it is trained."""
+def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[tuple[Setup, str]]:
+    """Yield each setup when it is trained, with why not if it cannot be."""
     if jobs == 1:
         for one in setups:
-            _train_one(one, path)
-            yield one
+            yield one, _train_one(one, path)
         return
     share = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
@@ -137,8 +145,7 @@ def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[Setup]:
         }
         try:
             for future in as_completed(futures):
-                future.result()
-                yield futures[future]
+                yield futures[future], future.result()
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
@@ -149,11 +156,15 @@ def _heed_interrupts() -> None:
     signals.signal(signals.SIGINT, signals.default_int_handler)
 
 
-def _train_one(setup: Setup, path: Path) -> None:
+def _train_one(setup: Setup, path: Path) -> str:
+    """Train a setup; return why it does not fit, if so."""
     try:
         train(setup, out=path / _name(setup))
     except DivergenceError as error:
         logger.debug("%s: %s", _name(setup), error)
+    except ResourceError as error:
+        return str(error)
+    return ""
 
 
 def _name(setup: Setup) -> str:
@@ -161,12 +172,15 @@ def _name(setup: Setup) -> str:
     return f"{setup.act}-{setup.optimizer}-lr{setup.lr:g}-seed{setup.seed}-{digest(entries)}"
 
 
-def _row(setup: Setup, path: Path, varied: Sequence[str]) -> dict[str, Any]:
+def _row(
+    setup: Setup, path: Path, varied: Sequence[str], *, refused: bool = False
+) -> dict[str, Any]:
     place = path / _name(setup)
     row: dict[str, Any] = {name: getattr(setup, name) for name in varied}
-    row |= {RATE: setup.lr, "status": "missing"}
+    row |= {RATE: setup.lr, "status": "refused" if refused else "missing"}
     row |= dict.fromkeys(NUMBERS, math.nan)
-    if (place / "run.json").exists():
+    # Another process may have begun it and not yet saved a checkpoint.
+    if (place / RECORD).exists() and (place / RESUME).exists():
         run = load_run(place)
         last = run.metrics.iloc[-1]
         row["status"] = run.record["status"]

@@ -146,3 +146,27 @@ def test_make_optimizer_passes_the_model(name):
     model = field()
     options = {"solver": "dense"} if name == "gauss_newton" else {}
     assert make_optimizer(name, model, **options).model is model
+
+
+def scaled_in_place(model):
+    outputs = model(COORDS)
+    outputs.mul_(3)
+    return mse(outputs, VALUES)
+
+
+def moved_in_place(model):
+    coords = COORDS.clone()
+    loss = mse(model(coords), VALUES)
+    coords.add_(1)
+    return loss
+
+
+@pytest.mark.parametrize("loss_of", [scaled_in_place, moved_in_place])
+def test_what_was_changed_in_place_is_left_to_products(loss_of):
+    assert closed(field(), loss_of) is None
+
+
+def test_a_call_by_keyword_is_a_call():
+    model = field()
+    found = closed(model, lambda model: mse(model(coords=COORDS), VALUES))
+    assert torch.equal(found.matrix(), closed(model, data_loss).matrix())

@@ -1,6 +1,8 @@
+import copy
 import gc
 import io
 import math
+import pickle
 import weakref
 
 import pytest
@@ -301,3 +303,102 @@ def test_hooks_are_called_once_a_step(name):
 
     optimizer.step(closure)
     assert calls == ["before", "after"]
+
+
+def one_closure(optimizer, model, signal=None):
+    signal = signal or points()
+
+    def closure():
+        outputs = model(signal.coords)
+        loss = mse(outputs, signal.values)
+        return (loss, outputs) if optimizer.takes_outputs else loss
+
+    return closure
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_copies_go_on_as_the_original(name, copied):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    optimizer = make_optimizer(name, model)
+    for _ in range(3):
+        optimizer.step(one_closure(optimizer, model))
+    other_model, other = copied((model, optimizer))
+    for _ in range(3):
+        optimizer.step(one_closure(optimizer, model))
+        other.step(one_closure(other, other_model))
+    assert torch.equal(parameters_of(model), parameters_of(other_model))
+    assert other.diagnostics() == optimizer.diagnostics()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_schedules_from_and_to_zero_are_followed(name):
+    model = small_field("tanh")
+    optimizer = make_optimizer(name, model)
+    lr = optimizer.param_groups[0]["lr"]
+    for kind in (
+        lambda: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 2, 1.0)),
+        lambda: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3),
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] = lr
+        schedule = kind()
+        for _ in range(4):
+            before = parameters_of(model)
+            still = optimizer.param_groups[0]["lr"] == 0
+            optimizer.step(one_closure(optimizer, model))
+            assert torch.equal(parameters_of(model), before) is still
+            schedule.step()
+
+
+def test_a_group_that_is_refused_is_not_kept():
+    first = nn.Parameter(torch.zeros(2))
+    optimizer = Adam([first])
+    for bad in (torch.zeros(2, dtype=torch.complex64), torch.zeros(2)):
+        with pytest.raises((TypeError, ValueError), match="parameters must"):
+            optimizer.add_param_group({"params": [bad]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS.keys() - {"sgd", "adam", "shampoo"}))
+def test_a_parameter_that_is_frozen_later_is_told(name):
+    model = small_field("tanh")
+    optimizer = make_optimizer(name, model)
+    next(model.parameters()).requires_grad_(False)
+    with pytest.raises((ValueError, RuntimeError), match=r"frozen after|require gradients"):
+        optimizer.step(one_closure(optimizer, model))
+
+
+@pytest.mark.parametrize("kind", FIRST_ORDER)
+def test_parameters_that_the_loss_does_not_use_stay(kind):
+    used, unused = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = kind([used, unused], lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        optimizer.step(lambda: used.square().sum())
+    assert torch.equal(unused, torch.ones(2))
+    assert unused.grad is None
+    assert not torch.equal(used, torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", FIRST_ORDER)
+def test_a_gradient_that_is_not_finite_is_skipped(kind):
+    point = nn.Parameter(torch.zeros(1))
+    optimizer = kind([point], lr=0.1)
+    assert float(optimizer.step(lambda: point.abs().sqrt().sum())) == 0
+    assert torch.equal(point, torch.zeros(1))
+    assert optimizer.diagnostics()["skipped"] == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lbfgs", "bfgs", "nonlinear_cg", "shampoo"])
+def test_a_closure_that_called_backward_may_give_a_number(name):
+    model, other = small_field("tanh"), small_field("tanh")
+    optimizer, twin = make_optimizer(name, model), make_optimizer(name, other)
+
+    def closure():
+        loss = closure_of(model)()
+        loss.backward()
+        return loss.item()
+
+    for _ in range(3):
+        assert float(optimizer.step(closure)) == pytest.approx(float(twin.step(closure_of(other))))

@@ -339,3 +339,48 @@ def test_groups_mean_nothing():
     one, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     with pytest.raises(ValueError, match="takes one parameter group"):
         GaussNewton([{"params": [one]}, {"params": [other]}])
+
+
+@pytest.mark.parametrize("solver", ["cg", "dense", "dual"])
+def test_losses_that_are_not_convex_in_the_outputs_descend(solver):
+    model = small_field("tanh")
+    optimizer = GaussNewton(model.parameters(), solver=solver)
+    signal = points()
+
+    def cauchy():
+        outputs = model(signal.coords)
+        return (outputs - signal.values - 5).square().log1p().sum(), outputs
+
+    losses = [float(optimizer.step(cauchy)) for _ in range(10)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_closures_may_differentiate_by_the_coordinates():
+    model = small_field("tanh")
+    optimizer = GaussNewton(model.parameters())
+
+    def slopes():
+        coords = points().coords.clone().requires_grad_()
+        (found,) = torch.autograd.grad(model(coords).sum(), coords, create_graph=True)
+        return (found - 1).square().mean(), found
+
+    losses = [float(optimizer.step(slopes)) for _ in range(4)]
+    assert losses[-1] < losses[0]
+
+
+def test_an_interrupt_inside_a_trial_leaves_the_parameters_as_they_were():
+    model, calls = small_field("tanh"), []
+    optimizer = GaussNewton(model.parameters())
+    signal = points()
+
+    def closure():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        outputs = model(signal.coords)
+        return mse(outputs, signal.values), outputs
+
+    before = [value.clone() for value in model.parameters()]
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step(closure)
+    assert all(torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True))

@@ -544,3 +544,44 @@ def test_models_are_checked():
 def test_options_are_checked(kind, option, value):
     with pytest.raises(ValueError, match=rf"^{option} must be .*, got"):
         kind(small_field(), **{"lr": 0.1, option: value})
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+@pytest.mark.parametrize("fisher", ["ggn", "mc", "empirical"])
+def test_activations_that_work_in_place_change_nothing(kind, fisher):
+    losses = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(inplace=inplace), nn.Linear(6, 1)).double()
+        optimizer = kind(model, fisher=fisher, update_every=1, inverse_every=1)
+
+        def closure(model=model):
+            outputs = model(points().coords)
+            return mse(outputs, points().values), outputs
+
+        losses.append([float(optimizer.step(closure)) for _ in range(5)])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("kind", [KFAC, EKFAC])
+def test_the_root_of_a_model_of_two_precisions_is_the_wider_ones(kind):
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(2, 4), nn.Linear(4, 1).double()
+
+        def forward(self, coords):
+            return self.last(torch.tanh(self.first(coords.float())).double())
+
+    model = Mixed()
+    optimizer = kind(model)
+
+    def closure():
+        outputs = model(points().coords)
+        return mse(outputs, points().values), outputs
+
+    optimizer.step(closure)
+    root = optimizer.preconditioner().inverse_sqrt.dense()
+    assert root.dtype == torch.float64
+    torch.testing.assert_close(root, root.T, rtol=1e-5, atol=1e-6)
+    assert float(torch.linalg.eigvalsh(root)[0]) > 0

@@ -102,15 +102,15 @@ def test_a_closure_that_lies_about_its_gradient_ends_as_converged():
     made = calls
     for _ in range(3):
         assert optimizer.step(closure) == loss
-    assert calls == made
+    assert calls == made + 3
     assert optimizer.diagnostics()["converged"] == 1
     with torch.no_grad():
         point.add_(1)
     optimizer.step(closure)
-    assert calls > made
+    assert calls > made + 4
 
 
-def test_one_evaluation_per_iteration_and_a_first_one(problem):
+def test_one_evaluation_per_iteration_a_first_one_and_one_that_confirms(problem):
     model, closure = problem
     optimizer, calls = LBFGS(model.parameters()), 0
 
@@ -122,7 +122,7 @@ def test_one_evaluation_per_iteration_and_a_first_one(problem):
     for _ in range(100):
         optimizer.step(counted)
     numbers = optimizer.diagnostics()
-    assert calls == numbers["evaluations"] == numbers["trials"] + 1 <= 110
+    assert calls == numbers["evaluations"] == numbers["trials"] + 2 <= 110
 
 
 def test_moved_parameters_and_new_batches_are_evaluated_anew(problem):
@@ -183,7 +183,7 @@ def test_without_a_search_it_is_torchs(problem):
 
     theirs.step(filled)
     torch.testing.assert_close(once, vector(model.parameters()), rtol=1e-9, atol=1e-12)
-    assert ours.diagnostics()["evaluations"] == 16
+    assert ours.diagnostics()["evaluations"] == 17
 
 
 def dense_inverse(steps, changes):

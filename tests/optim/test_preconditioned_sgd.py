@@ -125,3 +125,12 @@ def test_refuses_groups_that_together_are_too_large():
         optimizer.add_param_group({"params": [second]})
     with pytest.raises(ValueError, match=r"eps must be the same in all groups, 0\.0001, got 0\.1"):
         optimizer.add_param_group({"params": [second], "eps": 0.1})
+
+
+def test_parameters_may_be_transposed_views_in_memory():
+    plain = torch.nn.Parameter(torch.arange(6.0, dtype=torch.float64).view(2, 3) + 1)
+    turned = torch.nn.Parameter(plain.detach().t().contiguous().t())
+    assert not turned.is_contiguous()
+    for point in (plain, turned):
+        PreconditionedSGD([point]).step(lambda point=point: (point**4).sum())
+    assert torch.equal(plain, turned)

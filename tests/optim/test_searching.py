@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hessian_lab.errors import DivergenceError
 from hessian_lab.losses import mse
+from hessian_lab.optim.bfgs import BFGS
 from hessian_lab.optim.lbfgs import LBFGS
 from hessian_lab.optim.newton import Newton
 from hessian_lab.optim.newton_cg import NewtonCG
@@ -158,7 +159,7 @@ def test_one_group_of_dense_real_parameters(name):
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_converged_steps_cost_nothing(name):
+def test_converged_steps_cost_one_evaluation(name):
     point, closure, _, minimum = quadratic(4, 10.0)
     optimizer = SEARCHES[name]([point])
     for _ in range(60):
@@ -169,11 +170,58 @@ def test_converged_steps_cost_nothing(name):
     before = point.detach().clone()
     optimizer.step(closure)
     assert torch.equal(point, before)
+    numbers["evaluations"] += 1
     assert optimizer.diagnostics() == numbers
     with torch.no_grad():
         point.add_(1)
     optimizer.step(closure)
     assert not optimizer.converged
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_another_loss_goes_on_from_where_the_last_converged(name):
+    point, closure, _, minimum = quadratic(4, 10.0)
+    optimizer = SEARCHES[name]([point])
+    for _ in range(60):
+        optimizer.step(closure)
+    assert optimizer.converged
+    for _ in range(60):
+        optimizer.step(lambda: (point - minimum - 1).square().sum())
+    torch.testing.assert_close(point.detach(), minimum + 1, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [LBFGS, BFGS, NonlinearCG])
+def test_mini_batches_are_noticed_and_told_once(kind):
+    model, _ = field_problem()
+    signal = load_signal("camera", 8)
+
+    def batch(number):
+        part = slice(number % 4, None, 4)
+        return mse(model(signal.coords[part]), signal.values[part])
+
+    optimizer, told = kind(model.parameters()), []
+    for number in range(12):
+        expected = float(batch(number).detach())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert float(optimizer.step(lambda number=number: batch(number))) == expected
+        told += [str(each.message) for each in caught]
+        assert not optimizer.converged
+    (message,) = told
+    assert f"{kind.__name__} was given another batch" in message
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_learning_rate_of_zero_stays_and_does_not_converge(name):
+    point, closure, _, minimum = quadratic(4, 10.0)
+    optimizer = SEARCHES[name]([point])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: float(step > 2))
+    for step in range(60):
+        before = point.detach().clone()
+        optimizer.step(closure)
+        assert torch.equal(point, before) or step > 2
+        schedule.step()
+    torch.testing.assert_close(point.detach(), minimum, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -365,3 +365,11 @@ def test_a_disk_that_fills_up_leaves_what_was_saved(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").glob(".*.tmp"))
     monkeypatch.setattr(torch, "save", save)
     assert train(TINY, out=tmp_path / "run").complete
+
+
+def test_a_batch_of_all_points_is_the_full_batch(tmp_path):
+    setup = {"signal": "camera", "size": 6, "act": "tanh", "width": 3, "depth": 1, "steps": 6}
+    whole = train(Setup(**setup), out=tmp_path / "whole")
+    large = train(Setup(**setup, batch_size=36), out=tmp_path / "large")
+    assert np.array_equal(whole.trajectory, large.trajectory)
+    assert list(whole.metrics["evaluations"]) == list(large.metrics["evaluations"])

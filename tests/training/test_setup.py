@@ -126,7 +126,7 @@ def test_refuses_devices_that_are_not_there(name):
 def test_refuses_options_that_an_optimizer_does_not_have(options, message):
     setup = Setup(options=options, width=3, depth=1).resolved()
     with pytest.raises(UsageError, match=message):
-        make_optimizer(setup, field_of(setup, 2, 1))
+        make_optimizer(setup, field_of(setup, 2, 1), 9)
 
 
 def test_a_recipe_is_an_optimizer_with_its_rate_and_options():
@@ -141,6 +141,8 @@ def test_the_rate_of_a_recipe_decays_as_its_paper_says():
     assert Setup(recipe="esgd-nerf-pn").resolved().lr_final == 0.01
     assert Setup(recipe="esgd-nerf-pn", lr_final=0.1).resolved().lr_final == 0.1
     assert Setup(recipe="sgd-pn").resolved().lr_final is None
+    # The shape of the schedule stays when its height is another.
+    assert Setup(recipe="esgd-nerf-pn", lr=0.1).resolved().lr_final == pytest.approx(1e-3)
 
 
 def test_a_given_option_goes_before_that_of_a_recipe():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -112,3 +113,33 @@ def test_where_nothing_has_finished_nothing_is_best():
 
 def test_names_are_those_of_different_runs():
     assert len({module._name(one) for one in GRID}) == 8
+
+
+def test_a_run_that_has_just_begun_is_missing(tmp_path):
+    whole = sweep(GRID[:2], out=tmp_path, varied=tuple(VARIED))
+    begun = tmp_path / whole.table["run"][0]
+    for path in begun.iterdir():
+        if path.name != "run.json":
+            path.unlink()
+    nothing = sweep(GRID[:2], out=tmp_path, varied=tuple(VARIED), ours=[])
+    assert list(nothing.table["status"]) == ["missing", "done"]
+    again = sweep(GRID[:2], out=tmp_path, varied=tuple(VARIED))
+    assert list(again.table["status"]) == ["done", "done"]
+    assert list(again.table["loss"]) == list(whole.table["loss"])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_does_not_fit_is_refused_and_the_rest_is_trained(tmp_path, jobs):
+    wide = setups(replace(BASE, width=80, depth=2), {"optimizer": ["newton", "sgd"]})
+    for _ in range(2):
+        done = sweep(wide, out=tmp_path, varied=("optimizer",), jobs=jobs)
+        assert list(done.table["status"]) == ["refused", "done"]
+        assert list(done.best()["optimizer"]) == ["sgd"]
+    assert len(list(tmp_path.glob("*/run.json"))) == 1
+
+
+def test_a_best_rate_at_the_edge_is_told_where_a_field_has_no_such_option(done):
+    table = done.table.assign(omega=np.nan)
+    told = Sweep(done.path, ("omega", *VARIED), table).best()
+    assert list(told["at_edge"]) == list(done.best()["at_edge"])
+    assert told["at_edge"].any()
