@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -29,6 +30,15 @@ logger = logging.getLogger(__name__)
 
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
+    add_grid(parser)
+    group = parser.add_argument_group("the sweep")
+    group.add_argument("--jobs", type=number(int), default=1, metavar="N", help="processes (1)")
+    group.add_argument("--shard", metavar="I/K", help="train the I-th of K shares alone, from 1")
+    add_sweep_output(parser, "runs/sweep")
+
+
+def add_grid(parser: Parser) -> None:
+    """Add a flag for every field of ``Setup``, each of which takes several values."""
     group = parser.add_argument_group("what to train; every value may be a list or a range")
     for entry in fields(Setup):
         options: dict[str, Any] = {"dest": entry.name, "default": argparse.SUPPRESS}
@@ -37,10 +47,12 @@ def add_flags(parser: Parser) -> None:
         else:
             options |= {"metavar": "V[,V…]"}
         group.add_argument(FLAGS[entry.name], help=entry.metadata["help"], **options)
-    group = parser.add_argument_group("the sweep")
-    group.add_argument("--jobs", type=number(int), default=1, metavar="N", help="processes (1)")
-    group.add_argument("--shard", metavar="I/K", help="train the I-th of K shares alone, from 1")
-    group.add_argument("--out", metavar="DIR", default="runs/sweep", help="directory (runs/sweep)")
+
+
+def add_sweep_output(parser: Parser, directory: str) -> None:
+    """Add the flags that say where many runs go and how much is told."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--out", metavar="DIR", default=directory, help=f"directory ({directory})")
     group.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     group.add_argument("--quiet", "-q", action="store_true", help="no progress, no logs")
     group.add_argument("--verbose", "-v", action="store_true", help="debug logs, and tracebacks")
@@ -50,12 +62,20 @@ def run(args: argparse.Namespace) -> int:
     """Train the grid, and print the best rates."""
     if args.jobs < 1:
         raise UsageError(f"--jobs must be at least 1, got {args.jobs}.")
-    base, varied, own = _grid(args)
+    base, varied, own = given_grid(args)
     grid = setups(base, varied, own=own)
     ours = shard(grid, args.shard)
 
     from hessian_lab.training.sweep import sweep
 
+    tell = teller(len(ours))
+    done = sweep(grid, out=args.out, varied=tuple(varied), jobs=args.jobs, ours=ours, watch=tell)
+    print(json.dumps(_json(done)) if args.json else _table(done))
+    return 0
+
+
+def teller(total: int) -> Callable[[dict[str, Any]], None]:
+    """Return what logs a line for every run that is done."""
     count = 0
 
     def tell(row: dict[str, Any]) -> None:
@@ -63,15 +83,13 @@ def run(args: argparse.Namespace) -> int:
         count += 1
         logger.info(
             "%d/%d %s: %s, loss %.4g, psnr %.4g",
-            *(count, len(ours), row["run"], row["status"], row["loss"], row["psnr"]),
+            *(count, total, row["run"], row["status"], row["loss"], row["psnr"]),
         )
 
-    done = sweep(grid, out=args.out, varied=tuple(varied), jobs=args.jobs, ours=ours, watch=tell)
-    print(json.dumps(_json(done)) if args.json else _table(done))
-    return 0
+    return tell
 
 
-def _grid(
+def given_grid(
     args: argparse.Namespace,
 ) -> tuple[Setup, dict[str, list[Any]], dict[str, dict[str, Any]]]:
     """Return what all runs share, the values of what differs, and options of one optimizer."""

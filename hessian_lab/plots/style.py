@@ -14,6 +14,9 @@ from hessian_lab.training.files import make_directory, write_atomically
 
 # Okabe & Ito (2008).
 BLUE, ORANGE, VERMILLION = "#0072B2", "#E69F00", "#D55E00"
+GREEN, PURPLE, SKY, YELLOW, BLACK = "#009E73", "#CC79A7", "#56B4E9", "#F0E442", "#000000"
+# In the order in which curves take them.
+CYCLE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 
 # Of a headline: letters per inch at most, and the height of a line.
 MOST_LETTERS = 20
