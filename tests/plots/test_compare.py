@@ -24,7 +24,7 @@ def test_curves_are_medians_against_steps_and_seconds():
     assert [line.get_linestyle() for line in left.lines] == ["-", "--"] * 2
     assert left.get_ylabel() == "PSNR (dB)"
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()][0] == "adam, sine"
+    assert legend.get_texts()[0].get_text() == "adam, sine"
 
 
 def test_losses_are_on_a_log_scale():
