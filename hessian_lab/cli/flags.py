@@ -15,6 +15,9 @@ FLAGS = {
     for entry in fields(Setup)
 }
 
+# What says how steps are taken.
+STEPPING = ("optimizer", "recipe", "lr", "lr_final", "options")
+
 
 def add_setup(parser: Parser, job: Mapping[str, Any] | None = None) -> None:
     """Add one flag per field of ``Setup``; what is not given does not appear in the namespace.
@@ -74,12 +77,12 @@ def given_setup(args: argparse.Namespace) -> dict[str, Any]:
 def asked_setup(args: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of ``Setup`` that were given, and those of the command's own job.
 
-    An optimizer that is given comes without the job's recipe.
+    An optimizer or a recipe that is given comes without those of the job, its rate and options.
     """
     given = given_setup(args)
     job = dict(getattr(args, "job", {}))
-    if "optimizer" in given:
-        job.pop("recipe", None)
+    if "optimizer" in given or "recipe" in given:
+        job = {name: value for name, value in job.items() if name not in STEPPING}
     return job | given
 
 

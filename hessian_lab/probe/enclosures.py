@@ -5,11 +5,12 @@ Needs python-flint, the extra ``exact``.
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hessian_lab.probe.conditioning import ConditionEnclosure
 
 try:
     from flint import arb as arb
@@ -30,44 +31,6 @@ CERTIFICATE_BITS = 160
 
 class UndecidedError(ArithmeticError):
     """The working precision does not tell what must be known; more bits may."""
-
-
-@dataclass(frozen=True)
-class ConditionEnclosure:
-    """An interval that holds ``log₁₀ κ``; κ itself may lie beyond double precision.
-
-    Attributes:
-        lower: Its lower end, rounded down.
-        upper: Its upper end, rounded up; infinite where κ is, or may be.
-        singular: Whether the matrix is proven singular: a row is exactly zero, and κ is infinite.
-        num_unscaled: Entries of ``D`` that are exactly zero, and were set to 1.
-        bits: The working precision that it took.
-    """
-
-    lower: float
-    upper: float
-    singular: bool = False
-    num_unscaled: int = 0
-    bits: int = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether κ is enclosed, or proven to be infinite."""
-        return self.singular or math.isfinite(self.upper)
-
-    @property
-    def log10(self) -> float:
-        """The middle of the interval; infinite where singular, NaN where nothing is known."""
-        if self.singular:
-            return math.inf
-        return (self.lower + self.upper) / 2 if self.known else math.nan
-
-    def __str__(self) -> str:
-        if self.singular:
-            return "∞"
-        if not self.known:
-            return "not enclosed"
-        return f"1e{self.log10:.4f}"
 
 
 def norm_enclosure(matrix: arb_mat) -> arb:

@@ -16,9 +16,9 @@ from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss, bce, mse
 from hessian_lab.names import known
 from hessian_lab.probe.closed_form import Slot, slots_of
+from hessian_lab.probe.conditioning import ConditionEnclosure
 from hessian_lab.probe.enclosures import (
     PRECISIONS,
-    ConditionEnclosure,
     ScalingName,
     UndecidedError,
     arb,
@@ -91,7 +91,9 @@ def exact_condition_numbers(
         ValueError: If ``formula`` is not the activation of ``model``.
     """
     known("matrix", matrix, MATRICES)
-    require_exact(model, loss, signal)
+    require_exact(model, loss)
+    if any(each.dtype != torch.float64 for each in (signal.coords, *model.parameters())):
+        raise UsageError("precision extended needs model and signal in float64.")
     return condition_enclosures(
         lambda: interval_hessian(model, loss, signal, formula, matrix=matrix),
         rtol=rtol,
@@ -99,7 +101,7 @@ def exact_condition_numbers(
     )
 
 
-def require_exact(model: torch.nn.Module, loss: Loss, signal: Signal) -> None:
+def require_exact(model: torch.nn.Module, loss: Loss) -> None:
     """Check that a Hessian can be had in interval arithmetic.
 
     Raises:
@@ -111,10 +113,6 @@ def require_exact(model: torch.nn.Module, loss: Loss, signal: Signal) -> None:
         )
     if loss not in (mse, bce):
         raise UsageError("precision extended needs the loss mse or bce; use precision double.")
-    if signal.coords.dtype != torch.float64 or any(
-        value.dtype != torch.float64 for value in model.parameters()
-    ):
-        raise UsageError("precision extended needs model and signal in float64.")
 
 
 def interval_hessian(

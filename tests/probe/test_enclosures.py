@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from hessian_lab.probe import enclosures
+from hessian_lab.probe.conditioning import ConditionEnclosure
 from hessian_lab.probe.enclosures import (
     SCALINGS,
-    ConditionEnclosure,
     UndecidedError,
     arb,
     arb_mat,

@@ -1,0 +1,104 @@
+"""The table of condition numbers: values, or bounds with ≥."""
+
+import math
+
+from hessian_lab.cli.output import NAMES, decibels, first_middle_last, headline
+from hessian_lab.measures.conditioning import ConditionAt, Conditions
+from hessian_lab.probe.conditioning import ConditionEnclosure
+from hessian_lab.probe.conditions import Conditioning
+
+LABELS = {
+    "identity": "H",
+    "equilibrated": "D^E",
+    "jacobi": "D^J",
+    "equilibrated_estimated": "D^E, est.",
+    "jacobi_estimated": "D^J, est.",
+}
+
+
+def conditions_table(result: Conditions, *, pictures: list[str]) -> str:
+    """Return the condition numbers along a run, for people."""
+    settings, run = result.settings, result.run
+    lines = [
+        headline(run),
+        f"condition of {NAMES[settings.matrix]} at {len(result.measured)} checkpoints",
+        "dense, float64" + _estimates(result),
+        "",
+        f"{'step':>5} {'loss':>8} {'PSNR dB':>7}  {'scaled by':<9} {_columns()}",
+    ]
+    last = result.measured[-1]
+    for place in first_middle_last(len(result.measured)):
+        lines += _rows(result.measured[place])
+    for name, scaled in last.layers.items():
+        lines += ["", f"{name} at step {last.step}:"]
+        lines += [f"{'':>22}  {LABELS[key]:<9} {_numbers(one)}" for key, one in scaled.items()]
+    lines += ["", "κ: ≥ where min|λ| is below the rounding floor; eff.: above it alone;"]
+    lines += ["eff10: max|λ| over the 10 % quantile of |λ|; below: eigenvalues under the floor"]
+    lines += _proven(result)
+    return "\n".join([*lines, "", f"results in {run.path}", *pictures])
+
+
+def _estimates(result: Conditions) -> str:
+    settings = result.settings
+    if not settings.estimated:
+        return ""
+    return f"; est.: from {settings.estimated} products, seed {settings.seed}"
+
+
+def _columns() -> str:
+    return f"{'κ':>9} {'eff.':>8} {'eff10':>9} {'below':>5} {'unscaled':>8}"
+
+
+def _rows(one: ConditionAt) -> list[str]:
+    head = f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7}"
+    rows = []
+    for name, each in one.scaled.items():
+        rows.append(f"{head:>22}  {LABELS[name]:<9} {_numbers(each)}")
+        head = ""
+    return rows
+
+
+def _numbers(one: Conditioning) -> str:
+    return (
+        f"{_bound(one.kappa, resolved=one.resolved):>9} {_plain(one.effective):>8} "
+        f"{_bound(one.eff10, resolved=one.eff10_resolved):>9} {one.num_below:5d} "
+        f"{one.num_unscaled:8d}"
+    )
+
+
+def _bound(value: float, *, resolved: bool) -> str:
+    return _plain(value) if resolved or math.isnan(value) else f"≥ {value:.1e}"
+
+
+def _plain(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1e}"
+
+
+def _proven(result: Conditions) -> list[str]:
+    if not any(one.exact for one in result.measured):
+        return []
+    lines = ["", f"proven, in interval arithmetic: log₁₀ κ, within {_widest(result):.0e}"]
+    names = list(next(one for one in result.measured if one.exact).exact)
+    lines.append(f"{'step':>5} " + " ".join(f"{LABELS[name]:>12}" for name in names))
+    for place in first_middle_last(len(result.measured)):
+        one = result.measured[place]
+        if one.exact:
+            shown = " ".join(f"{_log10(one.exact[name]):>12}" for name in names)
+            lines.append(f"{one.step:5d} {shown}")
+    return lines
+
+
+def _widest(result: Conditions) -> float:
+    widths = [
+        each.upper - each.lower
+        for one in result.measured
+        for each in one.exact.values()
+        if math.isfinite(each.upper)
+    ]
+    return max(widths, default=0.0)
+
+
+def _log10(one: ConditionEnclosure) -> str:
+    if one.singular:
+        return "∞ (singular)"
+    return f"{one.log10:.4f}" if one.known else "not enclosed"
