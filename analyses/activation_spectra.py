@@ -254,7 +254,9 @@ def _share(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
     answer = "does not hold"
     if inside:
         answer = "holds" if not key or len(inside) == len(parts) else "holds only under"
-    settings = _settings(rows) + (f"; {printed:.0%} inside at {', '.join(inside)}" if inside else "")
+    settings = _settings(rows) + (
+        f"; {printed:.0%} inside at {', '.join(inside)}" if inside else ""
+    )
     return Verdict(claim, answer, f"zero {'; '.join(parts)}", settings.replace(" inside at ;", ""))
 
 
@@ -275,9 +277,10 @@ def _no_zero(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
         answer = "holds" if len(clean) == len(parts) else "holds only under"
     if answer == "holds" and not low <= printed <= high:
         answer = "holds only under"
+    floors = [min(each[0] for each in rows["floor"]), max(each[1] for each in rows["floor"])]
     measured = (
         f"zero {'; '.join(parts)}; min|λ| {low:.0e} … {high:.0e}, floor "
-        f"{min(each[0] for each in rows['floor']):.0e} … {max(each[1] for each in rows['floor']):.0e}"
+        f"{floors[0]:.0e} … {floors[1]:.0e}"
     )
     where = f"none below the floor at {symbol} = {', '.join(clean)}" if clean else "at no " + symbol
     return Verdict(claim, answer, measured, f"{_settings(rows)}; {where}")
@@ -406,7 +409,9 @@ def _spike(rows: pd.DataFrame) -> Verdict | None:
         f"{act} {np.median(central[act][:, 0]):.0%} … {np.median(central[act][:, -1]):.0%}"
         for act in acts
     ]
-    measured = f"share of the window in the bin at 0, {BINS[0]} … {BINS[-1]} bins: {'; '.join(parts)}"
+    measured = (
+        f"share of the window in the bin at 0, {BINS[0]} … {BINS[-1]} bins: {'; '.join(parts)}"
+    )
     return Verdict("C17", "holds" if stable else "does not hold", measured, _settings(rows))
 
 
@@ -416,7 +421,9 @@ def _conditioning(rows: pd.DataFrame) -> Verdict | None:
         group = _of(rows, act)
         if not len(group):
             return None
-        last = pd.Series([each[1] if each[1] is not None else np.inf for each in group["kappa_tenth"]])
+        last = pd.Series(
+            [each[1] if each[1] is not None else np.inf for each in group["kappa_tenth"]]
+        )
         medians[act] = (last.median(), last.min(), last.max())
     rough = min(medians[act][1] for act in ("relu", "relu_pe"))
     better = [act for act in ("sine", "gaussian") if medians[act][2] < rough]

@@ -23,6 +23,8 @@ STUDIES = (
     "preconditioned_conditioning",
     "hvp_sparsity",
     "optimizer_convergence",
+    "convergence_rates",
+    "field_frequencies",
     "optimizer_cost",
 )
 MARKS = {
@@ -40,9 +42,10 @@ MACHINES = {
 HEAD = """\
 # What the papers claim, and what was measured
 
-P1 is *Curvature-Aware Training for Coordinate Networks*, P1s its supplement; P2 *Preconditioners for
-the Stochastic Training of Implicit Neural Representations*; P3 *Preconditioners for the Stochastic
-Training of Neural Fields*, its later version. Written by `python -m analyses.reproduction` from the
+P1 is *Curvature-Aware Training for Coordinate Networks*, P1s its supplement; P2 *Preconditioners
+for the Stochastic Training of Implicit Neural Representations*; P3 *Preconditioners for the
+Stochastic Training of Neural Fields*, its later version. Written by
+`python -m analyses.reproduction` from the
 records in `data/results/`; a record is made by `python -m analyses.NAME` and drawn by
 `python -m figures`. Loss, zero, κ and the rounding floor are those of the README. Images are the
 bundled photographs of scikit-image, not those of the papers.

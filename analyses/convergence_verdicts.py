@@ -1,0 +1,315 @@
+"""What curves of PSNR say of the papers' comparisons of optimizers."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analyses.study import Answer, Verdict
+from analyses.words import bootstrap_mean, spread
+
+SMOOTH, ROUGH = ("sine", "gaussian"), ("relu", "relu_pe", "tanh")
+CURVATURE = ("esgd", "adahessian E", "adahessian J", "kfac", "shampoo")
+# The papers' "5 times faster".
+PRINTED_SPEED = 5.0
+
+
+def full_verdicts(rows: pd.DataFrame) -> list[Verdict]:
+    """Judge L-BFGS against Adam, full batch."""
+    if not len(rows):
+        return []
+    found = [
+        _faster(rows, "C94", "sine", expect="lbfgs"),
+        _faster(rows, "C95", "relu", expect="adam"),
+        _faster(rows, "C96", "relu_pe", expect="adam"),
+        _smooth_first(rows),
+        _gap(rows),
+        _speed(rows),
+        _interaction(rows),
+    ]
+    return [one for one in found if one is not None]
+
+
+def batch_verdicts(rows: pd.DataFrame) -> list[Verdict]:
+    """Judge the optimizers on batches."""
+    if not len(rows):
+        return []
+    found = [
+        _adam_beats_sgd(rows),
+        _curvature_beats_adam(rows, "C69", "gaussian"),
+        _rank_of_esgd(rows),
+        _per_step_and_second(rows),
+        _both_beat(rows, "C72", ("adahessian E", "shampoo")),
+        _curvature_beats_adam(rows, "C73", "sine"),
+        _curvature_beats_adam(rows, "C74", "wavelet"),
+        _adam_on_encodings(rows),
+        _below_esgd(rows),
+        _kfac_on_sine(rows),
+        _infinity_norm(rows),
+    ]
+    return [one for one in found if one is not None]
+
+
+def ends(rows: pd.DataFrame, act: str, method: str) -> dict[tuple[str, int], float]:
+    """Return the last PSNR by image and seed; minus infinity for a run that diverged."""
+    chosen = rows[(rows["act"] == act) & (rows["method"] == method)]
+    return {
+        (row["image"], int(row["seed"])): row["psnr"][-1] if row["psnr"] else -np.inf
+        for row in chosen.to_dict("records")
+    }
+
+
+def time_to(row: dict[str, Any], target: float) -> float:
+    """Return the seconds at which a curve reaches a value; infinite if never."""
+    values = np.maximum.accumulate(np.asarray(row["psnr"], dtype=float))
+    walls = np.asarray(row["wall"], dtype=float)
+    if not len(values) or values[-1] < target:
+        return np.inf
+    return float(np.interp(target, values, walls)) if values[0] < target else float(walls[0])
+
+
+def ratios(rows: pd.DataFrame, act: str, slow: str) -> list[float]:
+    """Return seconds of a method over those of L-BFGS to the lower of their two ends, by pair."""
+    chosen = rows[rows["act"] == act]
+    records = {(row["method"], row["image"], row["seed"]): row for row in chosen.to_dict("records")}
+    found = []
+    for (method, image, seed), row in records.items():
+        other = records.get(("lbfgs", image, seed))
+        if method != slow or other is None or not row["psnr"] or not other["psnr"]:
+            continue
+        target = min(row["psnr"][-1], other["psnr"][-1])
+        found.append(time_to(row, target) / max(time_to(other, target), 1e-3))
+    return found
+
+
+def _settings(rows: pd.DataFrame) -> str:
+    images = ", ".join(dict.fromkeys(rows["image"]))
+    edge = sorted(
+        {f"{row['act']} {row['method']}" for row in rows[rows["at_edge"]].to_dict("records")}
+    )
+    told = f"; best rate at the edge of those tried: {', '.join(edge)}" if edge else ""
+    shape = max(rows["shape"])
+    return f"{shape}; {images}; {rows['seed'].nunique()} seeds, rates chosen on another{told}"
+
+
+def _pairs(rows: pd.DataFrame, act: str, one: str, other: str) -> list[float]:
+    first, second = ends(rows, act, one), ends(rows, act, other)
+    return [first[key] - second[key] for key in first if key in second]
+
+
+def _faster(rows: pd.DataFrame, claim: str, act: str, *, expect: str) -> Verdict | None:
+    tuned, slow = ratios(rows, act, "adam"), ratios(rows, act, "adam 1e-4")
+    if not tuned or not slow:
+        return None
+    logs, low, high = bootstrap_mean(np.log(tuned))
+    slow_low = bootstrap_mean(np.log(slow))[1]
+    gaps = _pairs(rows, act, "lbfgs", "adam")
+    ahead = sum(gap > 0 for gap in gaps)
+    if expect == "lbfgs":
+        answer: Answer = "holds" if low > 0 else "does not hold"
+        answer = "holds only under" if low <= 0 < slow_low else answer
+    else:
+        answer = "holds" if high < 0 else "does not hold" if low > 0 else "holds only under"
+    measured = (
+        f"Adam's time over L-BFGS's to the lower end: {np.exp(logs):.2f} [{np.exp(low):.2f}, "
+        f"{np.exp(high):.2f}] at Adam's best rate, {spread(slow)} at 1e-4; L-BFGS ends higher in "
+        f"{ahead} of {len(gaps)} pairs, by {spread(gaps)} dB"
+    )
+    chosen = rows[rows["act"] == act]
+    return Verdict(claim, answer, measured, f"full batch, {_settings(chosen)}")
+
+
+def _smooth_first(rows: pd.DataFrame) -> Verdict | None:
+    by_act = {act: list(ends(rows, act, "lbfgs").values()) for act in (*SMOOTH, *ROUGH)}
+    by_act = {act: values for act, values in by_act.items() if values}
+    if not set(SMOOTH) & set(by_act) or not set(ROUGH) & set(by_act):
+        return None
+    least = {act: min(by_act[act]) for act in SMOOTH if act in by_act}
+    most = max(max(by_act[act]) for act in ROUGH if act in by_act)
+    above = [act for act, value in least.items() if value > most]
+    answer: Answer = "holds" if len(above) == len(least) else "holds only under"
+    answer = answer if above else "does not hold"
+    text = ", ".join(f"{act} {spread(values)}" for act, values in by_act.items())
+    where = f"; above all others in every run: {', '.join(above) or 'none'}"
+    return Verdict(
+        "C97", answer, f"PSNR after equal iterations: {text} dB", _settings(rows) + where
+    )
+
+
+def _gap(rows: pd.DataFrame) -> Verdict | None:
+    tuned, slow = (_pairs(rows, "sine", "lbfgs", name) for name in ("adam", "adam 1e-4"))
+    if not tuned or not slow:
+        return None
+    answer: Answer = "holds" if min(tuned) >= 10 else "does not hold"
+    answer = "holds only under" if min(tuned) < 10 <= float(np.median(slow)) else answer
+    measured = f"L-BFGS − Adam {spread(tuned)} dB at its best rate, {spread(slow)} dB at 1e-4"
+    return Verdict("C99", answer, measured, f"sine, equal budgets of time; {_settings(rows)}")
+
+
+def _speed(rows: pd.DataFrame) -> Verdict | None:
+    tuned, slow = ratios(rows, "sine", "adam"), ratios(rows, "sine", "adam 1e-4")
+    if not tuned or not slow:
+        return None
+    mean, low, high = (float(np.exp(each)) for each in bootstrap_mean(np.log(tuned)))
+    answer: Answer = "holds" if low <= PRINTED_SPEED <= high else "does not hold"
+    if answer == "does not hold" and min(slow) <= PRINTED_SPEED <= max(slow):
+        answer = "holds only under"
+    measured = f"{mean:.2f} [{low:.2f}, {high:.2f}] at Adam's best rate; {spread(slow)} at 1e-4"
+    return Verdict("C100", answer, measured, f"sine, time to the lower end; {_settings(rows)}")
+
+
+def _interaction(rows: pd.DataFrame) -> Verdict | None:
+    smooth = [each for act in SMOOTH for each in np.log(ratios(rows, act, "adam"))]
+    rough = [each for act in ROUGH[:2] for each in np.log(ratios(rows, act, "adam"))]
+    if not smooth or not rough:
+        return None
+    draws = np.random.default_rng(0)
+    change = draws.choice(smooth, (10_000, len(smooth))).mean(axis=1) - draws.choice(
+        rough, (10_000, len(rough))
+    ).mean(axis=1)
+    low, high = np.quantile(change, [0.025, 0.975])
+    answer: Answer = "holds" if low > 0 else "does not hold" if high < 0 else "holds only under"
+    measured = (
+        "L-BFGS's gain over tuned Adam, smooth over ReLU fields: "
+        f"{np.exp(np.mean(smooth) - np.mean(rough)):.2f} [{np.exp(low):.2f}, {np.exp(high):.2f}]"
+    )
+    return Verdict("C33", answer, measured, _settings(rows))
+
+
+def _adam_beats_sgd(rows: pd.DataFrame) -> Verdict | None:
+    acts = list(dict.fromkeys(rows["act"]))
+    parts, plain, momentum = [], [], []
+    for act in acts:
+        gaps = _pairs(rows, act, "adam", "sgd")
+        others = _pairs(rows, act, "adam", "sgd momentum")
+        plain += gaps
+        momentum += others
+        parts.append(f"{act} {spread(gaps)} (momentum {spread(others)})")
+    if not plain:
+        return None
+    answer: Answer = "holds" if min(plain) > 0 and min(momentum) > 0 else "holds only under"
+    answer = "does not hold" if np.median(plain) <= 0 else answer
+    return Verdict("C62", answer, f"Adam − SGD in dB: {'; '.join(parts)}", _batch(rows))
+
+
+def _batch(rows: pd.DataFrame) -> str:
+    steps = max(row[-1] for row in rows["step"] if row)
+    return f"batches, first {steps} steps; {_settings(rows)}"
+
+
+def _curvature_beats_adam(rows: pd.DataFrame, claim: str, act: str) -> Verdict | None:
+    parts, ahead = [], []
+    for method in CURVATURE:
+        gaps = _pairs(rows, act, method, "adam")
+        if gaps:
+            parts.append(f"{method} {spread(gaps)}")
+            ahead += [method] if min(gaps) > 0 else []
+    if not parts:
+        return None
+    answer: Answer = "holds" if len(ahead) == len(parts) else "holds only under"
+    answer = answer if ahead else "does not hold"
+    where = f"; ahead in every pair: {', '.join(ahead) or 'none'}"
+    return Verdict(
+        claim, answer, f"− Adam in dB: {'; '.join(parts)}", f"{act}, {_batch(rows)}{where}"
+    )
+
+
+def _ranking(rows: pd.DataFrame, act: str) -> list[tuple[str, float]]:
+    medians = {
+        method: float(np.median(list(ends(rows, act, method).values())))
+        for method in dict.fromkeys(rows["method"])
+        if ends(rows, act, method)
+    }
+    return sorted(medians.items(), key=lambda pair: -pair[1])
+
+
+def _rank_of_esgd(rows: pd.DataFrame) -> Verdict | None:
+    ranking = _ranking(rows, "gaussian")
+    if not ranking:
+        return None
+    rank = [name for name, _ in ranking].index("esgd") + 1
+    text = ", ".join(f"{name} {value:.1f}" for name, value in ranking)
+    answer: Answer = "holds" if rank == 1 else "does not hold"
+    return Verdict("C70", answer, f"ESGD is number {rank}: {text} dB", f"gaussian, {_batch(rows)}")
+
+
+def _per_step_and_second(rows: pd.DataFrame) -> Verdict | None:
+    gaps = _pairs(rows, "gaussian", "adahessian E", "esgd")
+    if not gaps:
+        return None
+    chosen = rows[(rows["act"] == "gaussian") & rows["psnr"].map(bool)]
+    walls = chosen.groupby("method")["wall"].apply(
+        lambda column: np.median([w[-1] for w in column])
+    )
+    cost = float(walls["adahessian E"] / walls["esgd"])
+    better = min(gaps) > 0
+    answer: Answer = "holds" if better and cost > 1.2 else "does not hold"
+    answer = "holds only under" if not better and cost > 1.2 else answer
+    measured = (
+        f"AdaHessian (E) − ESGD {spread(gaps)} dB at equal steps; {cost:.2f} times its seconds"
+    )
+    return Verdict("C71", answer, measured, f"gaussian, {_batch(rows)}; N = 1 against N = 100")
+
+
+def _both_beat(rows: pd.DataFrame, claim: str, methods: Sequence[str]) -> Verdict | None:
+    gaps = {method: _pairs(rows, "gaussian", method, "adam") for method in methods}
+    if not all(gaps.values()):
+        return None
+    ahead = [method for method, values in gaps.items() if min(values) > 0]
+    answer: Answer = "holds" if len(ahead) == len(gaps) else "holds only under"
+    answer = answer if ahead else "does not hold"
+    text = "; ".join(f"{method} − Adam {spread(values)} dB" for method, values in gaps.items())
+    return Verdict(claim, answer, text, f"gaussian, {_batch(rows)}")
+
+
+def _adam_on_encodings(rows: pd.DataFrame) -> Verdict | None:
+    gaps = _pairs(rows, "relu_pe", "adam", "esgd")
+    if not gaps:
+        return None
+    answer: Answer = (
+        "holds" if min(gaps) > 0 else "does not hold" if max(gaps) < 0 else "holds only under"
+    )
+    return Verdict(
+        "C76", answer, f"Adam − ESGD {spread(gaps)} dB on ReLU-PE L=8", f"tuned; {_batch(rows)}"
+    )
+
+
+def _below_esgd(rows: pd.DataFrame) -> Verdict | None:
+    gaps = {name: _pairs(rows, "gaussian", name, "esgd") for name in ("kfac", "shampoo")}
+    if not all(gaps.values()):
+        return None
+    below = [name for name, values in gaps.items() if max(values) < 0]
+    answer: Answer = (
+        "holds" if len(below) == 2 else "holds only under" if below else "does not hold"
+    )
+    text = "; ".join(f"{name} − ESGD {spread(values)} dB" for name, values in gaps.items())
+    return Verdict("C77", answer, text, f"gaussian, {_batch(rows)}; type-2 K-FAC, Alg. 4")
+
+
+def _kfac_on_sine(rows: pd.DataFrame) -> Verdict | None:
+    gaps = _pairs(rows, "sine", "kfac", "adam")
+    if not gaps:
+        return None
+    answer: Answer = (
+        "holds" if max(gaps) < 0 else "does not hold" if min(gaps) > 0 else "holds only under"
+    )
+    return Verdict(
+        "C123", answer, f"K-FAC − Adam {spread(gaps)} dB", f"sine, {_batch(rows)}; type-2"
+    )
+
+
+def _infinity_norm(rows: pd.DataFrame) -> Verdict | None:
+    parts, worst = [], []
+    for act in dict.fromkeys(rows["act"]):
+        gaps = _pairs(rows, act, "esgd_max", "esgd")
+        parts.append(f"{act} {spread(gaps)}")
+        worst.append(float(np.median(gaps)))
+    answer: Answer = (
+        "holds"
+        if min(worst) > -0.3
+        else "does not hold"
+        if max(worst) < -0.3
+        else "holds only under"
+    )
+    return Verdict("C136", answer, f"ESGD-max − ESGD in dB: {'; '.join(parts)}", _batch(rows))
