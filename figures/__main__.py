@@ -1,0 +1,68 @@
+"""Draw every figure whose record is there: ``python -m figures [NAME …] [--records DIR]``."""
+
+import argparse
+import sys
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from figures.records import RESULTS, read
+from hessian_lab.errors import InputError
+from hessian_lab.plots.style import styled
+from hessian_lab.training.files import make_directory, write_atomically
+
+NAMES = (
+    "activation_spectra",
+    "zero_anatomy",
+    "hessian_terms",
+    "preconditioned_conditioning",
+    "hvp_sparsity",
+    "optimizer_convergence",
+    "optimizer_cost",
+    "convergence_rates",
+    "field_frequencies",
+)
+ENDINGS = (".png", ".pdf", ".svg")
+OUT = Path(__file__).parent / "drawn"
+
+
+def main() -> None:
+    """Draw, and say which records are missing."""
+    parser = argparse.ArgumentParser(description="draw the figures of the records")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ({', '.join(NAMES)})")
+    parser.add_argument("--records", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR")
+    args = parser.parse_args()
+    unknown = sorted(set(args.names) - set(NAMES))
+    if unknown:
+        parser.error(f"NAME must be one of {', '.join(NAMES)}, got {unknown[0]!r}")
+    missing = False
+    for name in args.names or NAMES:
+        try:
+            record = read(name, args.records)
+        except InputError as error:
+            print(error, file=sys.stderr)
+            missing = True
+            continue
+        for path in draw(name, record, args.out):
+            print(path)
+    sys.exit(4 if missing and args.names else 0)
+
+
+def draw(name: str, record: dict[str, object], out: Path) -> list[Path]:
+    """Draw one record as PNG, PDF and SVG, and write its caption beside them."""
+    module = import_module(f"figures.{name}")
+    figure = module.draw(record)
+    make_directory(out)
+    paths = [out / f"{name}{ending}" for ending in ENDINGS]
+    with styled():
+        for path in paths:
+            save = partial(figure.savefig, format=path.suffix[1:], dpi=200)
+            write_atomically(path, save)
+    caption = module.CAPTION + ("" if record["kind"] == "full" else " (A quick configuration.)")
+    write_atomically(out / f"{name}.txt", lambda stream: stream.write(f"{caption}\n".encode()))
+    return paths
+
+
+if __name__ == "__main__":
+    main()

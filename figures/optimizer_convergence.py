@@ -1,0 +1,71 @@
+"""Curves of every optimizer at its best rate, against seconds and against steps."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hessian_lab.plots.style import CYCLE, styled
+
+NAME = "optimizer_convergence"
+CAPTION = (
+    "PSNR of each optimizer at its best rate (chosen on another seed), median and range over "
+    "images and seeds. Above: full batch, 4×64 fields on 50×50 photographs (chelsea, camera, "
+    "astronaut from scikit-image), against seconds. Below: batches of 512, five linear maps of 256 "
+    "on 256×256 pixels of chelsea, against steps. After P1 Figs 1 and 3, P2 Figs 5, 8, 9 and P3 "
+    "Figs 3, 5."
+)
+TITLES = {
+    "sine": "sine, ω=30",
+    "gaussian": "Gaussian, σ=0.05",
+    "relu": "ReLU",
+    "relu_pe": "ReLU-PE, L=8",
+    "tanh": "tanh",
+    "wavelet": "wavelet",
+}
+STYLES = ("-", "--")
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Return the figure of a record, at the width of two columns."""
+    rows = pd.DataFrame(record["rows"])
+    parts = [rows[rows["part"] == part] for part in ("full", "batch")]
+    with styled():
+        figure = Figure(figsize=(7.1, 6.2), layout="constrained")
+        for block, part, name in zip(figure.subfigures(2, 1), parts, ("wall", "step"), strict=True):
+            _panels(block, part, name)
+    return figure
+
+
+def _panels(block: Any, rows: pd.DataFrame, name: str) -> None:
+    acts = list(dict.fromkeys(rows["act"]))
+    methods = list(dict.fromkeys(rows["method"]))
+    looks = {
+        method: {"color": CYCLE[place % len(CYCLE)], "ls": STYLES[place // len(CYCLE)]}
+        for place, method in enumerate(methods)
+    }
+    panels = block.subplots(1, len(acts), squeeze=False, sharey=name == "step")[0]
+    for panel, act in zip(panels, acts, strict=True):
+        for method in methods:
+            chosen = rows[(rows["act"] == act) & (rows["method"] == method)]
+            _curve(panel, chosen, name, looks[method], method)
+        panel.set_title(TITLES[act])
+        panel.set_xlabel("seconds" if name == "wall" else "step")
+    panels[0].set_ylabel("PSNR (dB)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    block.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, name: str, look: dict[str, str], label: str) -> None:
+    curves = [row for row in rows.to_dict("records") if row["psnr"]]
+    if not curves:
+        return
+    length = min(len(row["psnr"]) for row in curves)
+    values = np.array([row["psnr"][:length] for row in curves])
+    places = np.median([row[name][:length] for row in curves], axis=0)
+    axes.plot(places, np.median(values, axis=0), label=label, lw=1, **look)
+    axes.fill_between(
+        places, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.12, lw=0
+    )
