@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,7 @@ def add_flags(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure the optimizers, print the table and draw it."""
     names = _names(args.optimizer)
+    stem = _stem(args.out)
     for flag in ("width", "depth", "batch_size", "rounds"):
         if getattr(args, flag) < 1:
             raise UsageError(
@@ -65,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         [one.peak_ratio for one in costs],
         title=_headline(problem),
     )
-    pictures = [str(path) for path in save(figure, Path(args.out))]
+    pictures = [str(path) for path in save(figure, stem)]
     if args.json:
         from hessian_lab.training.files import finite
 
@@ -76,12 +78,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _stem(text: str) -> Path:
+    """Return where pictures go, after seeing that files can be written there."""
+    path = Path(text).expanduser()
+    stem = path.with_suffix("") if path.suffix in (".png", ".pdf") else path
+    from hessian_lab.training.files import make_directory
+
+    make_directory(stem.parent)
+    if not os.access(stem.parent, os.W_OK):
+        raise UsageError(f"out must be in a directory that can be written, {stem.parent} cannot.")
+    return stem
+
+
 def _names(text: str | None) -> list[str]:
-    names = list(OPTIMIZERS) if text is None else text.split(",")
+    names = [name.strip() for name in (OPTIMIZERS if text is None else text.split(","))]
     try:
-        return [known("optimizer", name.strip(), OPTIMIZERS) for name in names]
+        found = [known("optimizer", name, OPTIMIZERS) for name in names]
     except ValueError as error:
         raise UsageError(str(error)) from None
+    twice = next((name for name in found if found.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"--optimizer must name each once, got {twice} twice.")
+    return found
 
 
 def _headline(problem: "Problem") -> str:
@@ -106,7 +124,8 @@ def _table(problem: "Problem", costs: list["Cost"]) -> str:
         options = ", ".join(f"{key} {value}" for key, value in one.options.items())
         lines.append(
             f"{one.optimizer:<14} {one.seconds * 1e3:8.2f} {one.ratio:7.2f} "
-            f"{one.peak_bytes / 1e6:8.2f} {one.peak_ratio:7.2f} "
-            f"{one.state_bytes / 1e6:8.2f} {one.evaluations:6.2f}  {options}".rstrip()
+            f"{one.peak_bytes / 1e6:8.4g} {one.peak_ratio:7.2f} "
+            f"{one.state_bytes / 1e6:8.4g} {one.evaluations:6.2f}  {options}".rstrip()
         )
+    lines += ["", "time / Adam: the median over rounds, each beside an Adam step timed just before"]
     return "\n".join(lines)

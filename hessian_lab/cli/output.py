@@ -42,7 +42,7 @@ def train_table(run: Run) -> str:
             f"{int(row['step']):8d} {row['loss']:11.4e} {decibels(row['psnr']):>9} "
             f"{row['grad_norm']:10.3e} {row['wall_s']:8.2f}"
         )
-    return "\n".join([*lines, "", f"{len(run.steps)} checkpoints in {run.path}"])
+    return "\n".join([*lines, "", f"{plural(len(run.steps), 'checkpoint')} in {run.path}"])
 
 
 def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
@@ -54,7 +54,7 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     name = matrix_name(run, result.matrix, preconditioned=result.preconditioned)
     lines = [
         headline(run),
-        f"all eigenvalues of {name} at {len(spectra)} checkpoints",
+        f"all eigenvalues of {name} at {plural(len(spectra), 'checkpoint')}",
         "exact (dense, float64)",
         "",
         f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} "
@@ -114,7 +114,7 @@ def headline(run: Run) -> str:
     return (
         f"{name}{shape} ({run.num_parameters} parameters) on {data['name']} "
         f"({data['num_points']} points), {setup.optimizer}{recipe}, "
-        f"{run.steps[-1]} steps, seed {setup.seed}"
+        f"{plural(run.steps[-1], 'step')}, seed {setup.seed}"
     )
 
 
@@ -181,6 +181,11 @@ def _row(one: Measured) -> str:
         f"{spectrum.structural_zeros / size:7.1%} {spectrum.negative / size:6.1%} {smallest:>7} "
         f"{kappa:>9}"
     )
+
+
+def plural(count: int, word: str) -> str:
+    """Return a number of things in words: ``1 run``, ``2 runs``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def decibels(value: float) -> str:

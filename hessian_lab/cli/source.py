@@ -85,10 +85,13 @@ def source_model(args: argparse.Namespace) -> tuple["nn.Module", "Signal", list[
     if args.run is not None:
         run = _named(args)
         return run.model(run.steps[0]), run.signal(), run.steps, False
+    from hessian_lab.training.loop import make_optimizer
     from hessian_lab.training.prepare import prepare
     from hessian_lab.training.run import checkpoint_steps
 
     ready = prepare(Setup(**asked_setup(args)), out=args.out)
+    # What training would refuse, a plan refuses too.
+    make_optimizer(ready.setup, ready.model, ready.signal.num_points)
     return ready.model, ready.signal, checkpoint_steps(ready.setup), True
 
 

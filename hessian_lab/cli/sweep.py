@@ -132,12 +132,12 @@ def _json(done: "Sweep") -> dict[str, Any]:
 
 
 def _table(done: "Sweep") -> str:
-    from hessian_lab.cli.output import decibels
+    from hessian_lab.cli.output import decibels, plural
 
     counts = done.table["status"].value_counts()
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
     best = done.best()
-    lines = [f"{len(done.table)} runs: {told}", ""]
+    lines = [f"{plural(len(done.table), 'run')}: {told}", ""]
     if len(best):
         groups = [name for name in done.varied if name not in ("lr", "seed")]
         head = "".join(f"{name:<12} " for name in groups)
@@ -155,4 +155,4 @@ def _table(done: "Sweep") -> str:
             lines.append("* at the edge of the rates tried: a wider range may have a better one")
     else:
         lines.append("no rate has finished with every seed")
-    return "\n".join([*lines, "", f"all runs in {done.path / 'sweep.csv'}"])
+    return "\n".join([*lines, "", f"the runs of this sweep in {done.path / 'sweep.csv'}"])

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 
 from hessian_lab.cli.flags import add_output, add_setup, given_setup
 from hessian_lab.cli.parser import Parser
@@ -12,6 +13,8 @@ A killed run continues when the same command is typed again.
 
   hessian-lab train --act sine --signal astronaut --steps 200 --out runs/face
 """
+
+logger = logging.getLogger(__name__)
 
 
 def add_flags(parser: Parser) -> None:
@@ -26,6 +29,9 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.cli.progress import trained
 
     done = trained(args, given_setup(args))
+    first, last = (done.metrics["loss"].iloc[place] for place in (0, -1))
+    if last > first:
+        logger.warning("the loss rose from %.4g to %.4g: try a lower --lr", first, last)
     if args.json:
         print(json.dumps(train_json(done)))
     else:

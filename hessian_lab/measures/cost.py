@@ -16,6 +16,9 @@ from hessian_lab.losses import mse
 from hessian_lab.measures.live_bytes import peak_bytes
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import make_optimizer
+from hessian_lab.probe.memory import require_bytes
+from hessian_lab.training.run import usable_device
+from hessian_lab.training.setup import Setup
 
 UNIT = "adam"
 # Optimizers at the periods that the papers run them at; what a step costs is a mean over a period.
@@ -55,7 +58,8 @@ class Cost:
         optimizer: Its name.
         options: What differs from its defaults.
         seconds: Of a step, a mean over its period and a median over rounds.
-        ratio: Seconds over those of Adam, a median of the ratios round by round.
+        ratio: Seconds over those of Adam, a median of the ratios round by round: on a machine that
+            drifts it is not the ratio of the medians.
         state_bytes: What it keeps between steps.
         peak_bytes: The most that is alive during a period: parameters, batch, state, the graph, and
             what a step makes; see ``live_bytes.peak_bytes``.
@@ -100,6 +104,7 @@ def measure_cost(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}.")
     problem = problem or Problem()
+    _require_room(problem)
     unit = _Runner(UNIT, problem)
     unit.period()
     unit_bytes = unit.peak_bytes()
@@ -114,6 +119,7 @@ def measure_cost(
             nan, options = float("nan"), PERIODIC.get(name, {})
             found.append(Cost(name, options, nan, nan, 0, 0, nan, nan, note=str(error)))
             continue
+        own = name == UNIT
         pairs = [(unit.period(), runner.period()) for _ in range(rounds)]
         most = runner.peak_bytes()
         found.append(
@@ -121,7 +127,7 @@ def measure_cost(
                 optimizer=name,
                 options=runner.options,
                 seconds=statistics.median(each for _, each in pairs),
-                ratio=statistics.median(each / base for base, each in pairs),
+                ratio=1.0 if own else statistics.median(each / base for base, each in pairs),
                 state_bytes=sum(each.nbytes for each in runner.state()),
                 peak_bytes=most,
                 peak_ratio=most / unit_bytes,
@@ -131,6 +137,19 @@ def measure_cost(
     return found
 
 
+def _require_room(problem: Problem) -> None:
+    """Check that parameters, gradients, Adam's state and one batch fit, before any is made."""
+    shape = {"act": problem.act, "width": problem.width, "depth": problem.depth}
+    size = Setup(**shape).resolved().num_parameters(problem.num_inputs, problem.num_outputs)
+    layers = problem.batch_size * problem.width * (problem.depth + 1)
+    require_bytes(
+        (8 * size + 4 * layers) * getattr(torch, problem.dtype).itemsize,
+        f"A step on a field of {size} parameters",
+        device=usable_device(problem.device),
+        cure="Measure a smaller one (--width, --depth, --batch-size).",
+    )
+
+
 class _Runner:
     """An optimizer on a problem of its own."""
 
@@ -138,6 +157,7 @@ class _Runner:
         self.options = PERIODIC.get(name, {})
         self.num_steps = PERIODS.get(name, 10)
         dtype = getattr(torch, problem.dtype)
+        device = usable_device(problem.device)
         self.model: nn.Module = make_field(
             problem.act,
             problem.num_inputs,
@@ -146,10 +166,10 @@ class _Runner:
             depth=problem.depth,
             seed=problem.seed,
             dtype=dtype,
-        ).to(problem.device)
+        ).to(device)
         generator = torch.Generator().manual_seed(problem.seed)
         self.coords, self.values = (
-            torch.rand(problem.batch_size, size, generator=generator).to(problem.device, dtype)
+            torch.rand(problem.batch_size, size, generator=generator).to(device, dtype)
             for size in (problem.num_inputs, problem.num_outputs)
         )
         self.optimizer: Contract = make_optimizer(name, self.model, **self.options)

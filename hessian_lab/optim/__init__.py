@@ -54,13 +54,13 @@ SUMMARIES = {
     "newton_cg": "truncated Newton on Hessian-vector products",
     "nonlinear_cg": "nonlinear conjugate gradients: what the papers call Newton-CG",
     "bfgs": "BFGS with a dense inverse Hessian",
-    "gauss_newton": "Gauss-Newton with Levenberg-Marquardt damping",
-    "kfac": "Kronecker-factored Gauss-Newton",
-    "ekfac": "the same with eigenvalues corrected",
+    "gauss_newton": "Gauss-Newton with Levenberg-Marquardt damping; closure: (loss, outputs)",
+    "kfac": "Kronecker-factored Gauss-Newton; closure: (loss, outputs)",
+    "ekfac": "the same with eigenvalues corrected; closure: (loss, outputs)",
     "shampoo": "fourth roots of gradient statistics on both sides",
     "esgd": "equilibrated SGD: a moving average of (H v)^2",
     "esgd_max": "equilibrated SGD: a decaying maximum of (H v)^2",
-    "adahessian": "AdaHessian: (H v)^2 every step; estimator=jacobi for |v H v|",
+    "adahessian": "AdaHessian; by default esgd with every step measured; estimator=jacobi: |v H v|",
 }
 
 _HOMES = {reference.partition(":")[2]: reference for reference in OPTIMIZERS.values()} | {

@@ -114,6 +114,8 @@ def _require_room(parameters: list[Tensor]) -> None:
     if size > MOST_PARAMETERS:
         raise ResourceError(
             f"BFGS takes at most {MOST_PARAMETERS} parameters, got {size}: its matrix takes "
-            f"{readable(needed)} ({needed} bytes). Use LBFGS."
+            f"{readable(needed)} ({needed} bytes). Use LBFGS (lbfgs)."
         )
-    require_bytes(needed, f"BFGS's matrix of size {size}", device=first.device, cure="Use LBFGS.")
+    require_bytes(
+        needed, f"BFGS's matrix of size {size}", device=first.device, cure="Use LBFGS (lbfgs)."
+    )

@@ -42,6 +42,11 @@ def configured(
         known("optimizer", name, OPTIMIZERS)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if not isinstance(model, nn.Module):
+        raise UsageError(
+            f"model must be an nn.Module, got {type(model).__name__}. Its parameters alone are for "
+            "the classes themselves, such as hessian_lab.optim.Adam."
+        )
     kind = resolve(OPTIMIZERS[name])
     wrapper = type(model).__name__
     if kind.needs_graph and wrapper in WRAPPERS:
@@ -61,7 +66,7 @@ def configured(
                 f"option of {name} must be one of {', '.join(allowed)}, "
                 f"got {option!r}.{suggestion(option, allowed)}"
             )
-        _check_kind(option, value, allowed[option])
+        _check_kind(f"{option} of {name}", value, allowed[option])
     trainable = [value for value in model.parameters() if value.requires_grad]
     rate = DEFAULT_RATES[name] if lr is None else lr
     try:
@@ -76,6 +81,8 @@ def configured(
         raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         text = str(error).rstrip(".")
+        if text.startswith(("model must", "parameters must")):
+            raise UsageError(f"{name}: {text}.") from error
         raise UsageError(f"options of {name} must be valid: {text}.") from error
     return optimizer
 
@@ -91,7 +98,7 @@ def _check_kind(name: str, value: object, parameter: inspect.Parameter) -> None:
     words = {bool: "true or false", int: "a whole number", float: "a number", tuple: "a tuple"}
     # torch writes the zeros of real options (momentum=0) as integers.
     kind = float if default == 0 and not isinstance(default, bool) else type(default)
-    kind = bool if name in ("foreach", "fused") else kind
+    kind = bool if name.split()[0] in ("foreach", "fused") else kind
     if kind not in words or value is None or "str" in str(parameter.annotation):
         return
     fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)

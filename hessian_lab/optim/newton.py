@@ -177,11 +177,11 @@ def _require_room(parameters: list[Tensor]) -> None:
     if size > MOST_PARAMETERS:
         raise ResourceError(
             f"Newton takes at most {MOST_PARAMETERS} parameters, got {size}: its matrices take "
-            f"{readable(needed)} ({needed} bytes). Use NewtonCG."
+            f"{readable(needed)} ({needed} bytes). Use NewtonCG (newton_cg)."
         )
     require_bytes(
         needed,
         f"Newton's matrices of size {size}",
         device=parameters[0].device,
-        cure="Use NewtonCG.",
+        cure="Use NewtonCG (newton_cg).",
     )

@@ -176,9 +176,9 @@ class PreconditionedSGD(GraphStep):
             return
         needed = DENSE_BYTES * size**2 if kind == "abs-hessian" else 8 * size
         cure = (
-            'Pass preconditioner="equilibrated" with mode="hutchinson"'
+            "Pass preconditioner=equilibrated with mode=hutchinson"
             if kind == "abs-hessian"
-            else 'Pass mode="hutchinson"'
+            else "Pass mode=hutchinson"
         )
         raise ResourceError(
             f"parameters of PreconditionedSGD must be at most {most} in exact mode, got {size}: "

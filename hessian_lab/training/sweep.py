@@ -2,22 +2,23 @@
 
 import logging
 import math
-import multiprocessing
 import os
-import signal as signals
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
-from hessian_lab.errors import DivergenceError, ResourceError
+from hessian_lab.errors import DivergenceError, ResourceError, UsageError
+from hessian_lab.optim.make import configured
 from hessian_lab.training.files import make_directory, write_atomically
 from hessian_lab.training.loop import train
 from hessian_lab.training.run import RECORD, RESUME, load_run
 from hessian_lab.training.setup import Setup, digest
+from hessian_lab.training.workers import worker_pool, working
 
 TABLE = "sweep.csv"
 # What the runs of one optimizer may differ in and still be compared by their rates.
@@ -100,10 +101,13 @@ def sweep(
         watch: Called after every run.
 
     Raises:
-        UsageError: For an option that an optimizer does not have.
+        UsageError: For an option that an optimizer does not have, before anything is trained.
         InputError: For a signal that cannot be read.
     """
     path, names = Path(out), tuple(varied)
+    if (path / RECORD).exists():
+        raise UsageError(f"out must not be a run itself, {path} is one. Choose another --out.")
+    _check_options(setups)
     make_directory(path)
     refused: dict[str, str] = {}
 
@@ -123,6 +127,12 @@ def sweep(
     return Sweep(path, names, _write(path, map(row_of, setups)))
 
 
+def _check_options(setups: Iterable[Setup]) -> None:
+    """Make every optimizer once, over a few parameters."""
+    for one in {(each.optimizer, repr(each.options)): each for each in setups}.values():
+        configured(str(one.optimizer), nn.Linear(1, 1), one.lr, one.options)
+
+
 def _write(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     table = pd.DataFrame(list(rows))
     text = table.to_csv(index=False).encode()
@@ -137,8 +147,7 @@ def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[tuple[Setup
             yield one, _train_one(one, path)
         return
     share = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_heed_interrupts) as pool:
+    with worker_pool(jobs) as (pool, stopping):
         futures = {
             pool.submit(_train_one, replace(one, threads=one.threads or share), path): one
             for one in setups
@@ -147,19 +156,16 @@ def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[tuple[Setup
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-
-
-def _heed_interrupts() -> None:
-    """Let Ctrl-C reach a worker, which then saves what it has."""
-    signals.signal(signals.SIGINT, signals.default_int_handler)
 
 
 def _train_one(setup: Setup, path: Path) -> str:
     """Train a setup; return why it does not fit, if so."""
     try:
-        train(setup, out=path / _name(setup))
+        with working():
+            train(setup, out=path / _name(setup))
     except DivergenceError as error:
         logger.debug("%s: %s", _name(setup), error)
     except ResourceError as error:
@@ -185,4 +191,7 @@ def _row(
         last = run.metrics.iloc[-1]
         row["status"] = run.record["status"]
         row |= {name: float(last[name]) for name in NUMBERS}
+        # The last finite loss of a run that diverged says nothing of where it went.
+        if row["status"] == "diverged":
+            row |= {"loss": math.nan, "psnr": math.nan}
     return row | {"run": place.name}

@@ -90,7 +90,11 @@ def is_gone(group, patience=20.0):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs process groups")
-def test_an_interrupt_of_the_whole_group_keeps_what_is_done(tmp_path):
+@pytest.mark.parametrize(
+    ("ending", "status", "whole_group"),
+    [(signal.SIGINT, 130, True), (signal.SIGKILL, -9, False), (signal.SIGTERM, -15, False)],
+)
+def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(tmp_path, ending, status, whole_group):
     words = ("sweep", "--signal", "camera", "--size", "24", "--act", "tanh", "--width", "8")
     words += ("--optimizer", "adam", "--seed", "0:3", "--jobs", "2", "--steps", "400")
     words += ("--checkpoint-every", "1")
@@ -107,14 +111,32 @@ def test_an_interrupt_of_the_whole_group_keeps_what_is_done(tmp_path):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
+    if whole_group:
+        os.killpg(process.pid, ending)
+    else:
+        process.send_signal(ending)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert "Traceback" not in err
     assert is_gone(process.pid)
+    # The third was not begun.
+    assert len(list(tmp_path.glob("runs/sweep/*/run.json"))) == 2
     again = typed(tmp_path, *words, "--json", "-q")
     assert again.status == 0, again.err
     assert [row["status"] for row in again.json["runs"]] == ["done"] * 3
-    other = typed(tmp_path, *words, "--out", "whole", "--jobs", "1", "--json", "-q")
-    losses = [[row["loss"] for row in each.json["runs"]] for each in (again, other)]
-    assert losses[0] == losses[1]
+    if whole_group:
+        other = typed(tmp_path, *words, "--out", "whole", "--jobs", "1", "--json", "-q")
+        losses = [[row["loss"] for row in each.json["runs"]] for each in (again, other)]
+        assert losses[0] == losses[1]
+
+
+def test_options_are_checked_before_anything_is_trained(tmp_path):
+    answer = typed(tmp_path, *GRID, "--set", "sgd.momentum=much")
+    assert_refused(answer, 2, ".*momentum of sgd must be a number, got 'much'.*")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_is_no_place_for_a_sweep(tmp_path):
+    typed(tmp_path, "train", "--size", "6", "--width", "3", "--steps", "2", "--out", "one", "-q")
+    answer = typed(tmp_path, *GRID, "--out", "one")
+    assert_refused(answer, 2, ".*out must not be a run itself, one is one.*")

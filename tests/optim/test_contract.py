@@ -259,8 +259,8 @@ def test_frozen_parameters_are_left_out():
     [
         ("adm", {}, "optimizer must be one of .*, got 'adm'. Did you mean adam?"),
         ("adam", {"beta": 1}, "option of adam must be one of .* Did you mean betas?"),
-        ("sgd", {"momentum": "much"}, "momentum must be a number, got 'much'"),
-        ("adam", {"amsgrad": 1}, "amsgrad must be true or false, got 1"),
+        ("sgd", {"momentum": "much"}, "momentum of sgd must be a number, got 'much'"),
+        ("adam", {"amsgrad": 1}, "amsgrad of adam must be true or false, got 1"),
         ("sgd", {"momentum": -1.0}, "options of sgd must be valid: .*momentum"),
     ],
 )
