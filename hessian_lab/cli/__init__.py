@@ -7,6 +7,7 @@ COMMANDS = {
     "trace": "hessian_lab.cli.trace",
     "cond": "hessian_lab.cli.cond",
     "sparsity": "hessian_lab.cli.sparsity",
+    "derivatives": "hessian_lab.cli.derivatives",
     "sweep": "hessian_lab.cli.sweep",
     "compare": "hessian_lab.cli.compare",
     "cost": "hessian_lab.cli.cost",
