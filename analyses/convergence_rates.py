@@ -293,7 +293,8 @@ def _no_guarantee(fields: pd.DataFrame) -> Verdict:
 
 def _orders(convex_rows: pd.DataFrame, saddles: pd.DataFrame) -> Verdict:
     medians = convex_rows.groupby("method", sort=False)["order"].median()
-    text = ", ".join(f"{name} {value:.2f}" for name, value in medians.items())
+    known = medians.dropna()
+    text = ", ".join(f"{name} {value:.2f}" for name, value in known.items())
     exact = saddles[saddles["solve"] == "exact"]
     ends = exact["negative"].map(lambda each: each is None or each != 0)
     others = saddles[saddles["solve"] != "exact"]

@@ -179,8 +179,11 @@ def derivatives(model: nn.Module, coords: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:
-    pair = np.corrcoef(one.flatten().double().numpy(), other.flatten().double().numpy())
-    return round(float(np.nan_to_num(pair[0, 1])), 4)
+    pair = torch.stack([one.flatten().double(), other.flatten().double()])
+    # The Laplacian of a ReLU field is zero everywhere.
+    if not bool(pair.std(dim=1).all()):
+        return 0.0
+    return round(float(torch.corrcoef(pair)[0, 1]), 4)
 
 
 def _init(config: Config, cell: Row) -> Row:

@@ -1,0 +1,145 @@
+"""Every study in miniature: it runs, it judges, its picture is drawn; and verdicts can flip."""
+
+import copy
+import json
+from dataclasses import replace
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analyses import activation_spectra, optimizer_convergence
+from figures.__main__ import draw
+from hessian_lab.probe.spectrum import Spectrum
+from hessian_lab.training.files import finite
+
+MINIATURES = {
+    "activation_spectra": lambda study, module: replace(
+        study.quick,
+        fields=tuple(module.fields_of(1, 4)),
+        steps=2,
+        every=1,
+        size=6,
+    ),
+    "optimizer_cost": lambda study, _: replace(
+        study.quick,
+        problems=({"act": "gaussian", "width": 4, "depth": 1, "batch_size": 8},),
+        rounds=1,
+        dense_widths=(2, 3, 4),
+        wide_widths=(2, 3),
+        repeats=1,
+    ),
+    "optimizer_convergence": lambda study, _: replace(
+        study.quick,
+        full_shape=(1, 4),
+        full_size=6,
+        full_steps=3,
+        batch_shape=(1, 4),
+        batch_size=16,
+        batch_image_size=8,
+        batch_steps=3,
+    ),
+    "convergence_rates": lambda study, _: replace(
+        study.quick, seeds=(0,), steps=40, saddle_steps=2
+    ),
+    "field_frequencies": lambda study, _: replace(
+        study.quick, size=16, shape=(1, 4), steps=(4, 3), draws=2
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MINIATURES)
+def done(request, tmp_path_factory):
+    module = import_module(f"analyses.{request.param}")
+    config = MINIATURES[request.param](module.STUDY, module)
+    out = tmp_path_factory.mktemp(request.param)
+    rows = module.STUDY.run(config, out=out, kind="quick")
+    record = json.loads((out / f"{request.param}.json").read_text())
+    return module.STUDY, rows, record
+
+
+def test_it_judges_claims(done):
+    study, rows, _ = done
+    told = study.verdicts(rows)
+    assert told
+    assert len({one.claim for one in told}) == len(told)
+    for one in told:
+        assert one.measured
+        assert one.settings
+        assert "nan" not in one.measured
+
+
+def test_its_record_is_drawn(done, tmp_path):
+    study, _, record = done
+    paths = draw(study.name, record, tmp_path)
+    assert [path.suffix for path in paths] == [".png", ".pdf", ".svg"]
+    assert all(path.stat().st_size > 5_000 for path in paths)
+    assert "quick configuration" in (tmp_path / f"{study.name}.txt").read_text()
+
+
+def answer_of(study, rows, claim):
+    (found,) = [one for one in study.verdicts(pd.DataFrame(finite(rows))) if one.claim == claim]
+    return found.answer
+
+
+OPTIONS = {"relu_pe": {"octaves": 4}, "sine": {"omega": 30.0}, "gaussian": {"sigma": 0.1}}
+
+
+def spectra(**zeros):
+    """Return rows of a record of spectra with these shares of zeros."""
+    spectrum = Spectrum(torch.linspace(-1, 1, 40, dtype=torch.float64))
+    rows = []
+    for act, shares in zeros.items():
+        for seed, share in enumerate(shares):
+            rows.append(
+                {"act": act, "depth": 4, "width": 16, "image": "camera", "seed": seed, "psnr": 20.0}
+                | {"octaves": None, "omega": None, "sigma": None}
+                | OPTIONS.get(act, {})
+                | activation_spectra.summary([spectrum])
+                | {"zero": share, "zero_by_step": [share, share]}
+            )
+    return activation_spectra.STUDY, rows
+
+
+def test_printed_shares_are_judged_by_the_range_over_seeds():
+    study, rows = spectra(relu=(0.2, 0.4), relu_pe=(0.5, 0.6), sine=(0.0, 0.0))
+    assert answer_of(study, rows, "C02") == "holds"
+    assert answer_of(study, rows, "C01") == "does not hold"
+    assert answer_of(study, rows, "C13") == "holds"
+    study, rows = spectra(relu=(0.6, 0.7), relu_pe=(0.2, 0.3), sine=(0.0, 0.1))
+    assert answer_of(study, rows, "C02") == "does not hold"
+    assert answer_of(study, rows, "C01") == "holds"
+    assert answer_of(study, rows, "C13") == "holds only under"
+    assert answer_of(study, rows, "C04") == "does not hold"
+
+
+def curves(**ends):
+    """Return rows of a record of full-batch curves that rise linearly to these ends in 1 s."""
+    rows = []
+    for name, end in ends.items():
+        for seed in (1, 2, 3):
+            values = np.linspace(0, end + seed, 11).tolist()
+            rows.append(
+                {"part": "full", "act": "sine", "image": "camera", "seed": seed, "shape": "4×64"}
+                | {"method": name.replace("_", " "), "lr": 1.0, "at_edge": False}
+                | {"psnr": values, "wall": np.linspace(0, 1, 11).tolist(), "step": list(range(11))}
+            )
+    for row in rows:
+        if row["method"] == "adam slow":
+            row["method"] = "adam 1e-4"
+    return optimizer_convergence.STUDY, rows
+
+
+def test_speed_is_the_ratio_of_times_to_a_common_end():
+    study, rows = curves(lbfgs=50.0, adam=41.0, adam_slow=9.0)
+    assert answer_of(study, rows, "C94") == "holds"
+    assert answer_of(study, rows, "C100") == "holds only under"
+    assert answer_of(study, rows, "C99") == "holds only under"
+    slower = copy.deepcopy(rows)
+    for row in slower:
+        if row["method"] == "lbfgs":
+            row["psnr"] = [each / 2 for each in row["psnr"]]
+    assert answer_of(study, slower, "C94") == "holds only under"
+    assert answer_of(study, slower, "C99") == "holds only under"
