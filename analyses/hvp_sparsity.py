@@ -3,9 +3,9 @@
 P2 Figs 3 and 7, P3 Fig. 4: fields of five linear maps, 256 wide, on a 256×256 RGB image in batches
 of 512 by ESGD as the papers' code runs it, and by Adam; Rademacher v; zeros at the start and along
 the training, by layer, in both precisions, under both losses; small networks for what the theorems
-say of *any* v and *any* network. The stand-in image is chelsea. Measured are hundreds of steps; the
-papers' 200 to 500 epochs of 128 steps want a GPU (a minute a run), and so do the interventions that
-would tell whether zeros are why ESGD loses to Adam (C60).
+say of *any* v and *any* network. The stand-in image is chelsea. Measured are hundreds of steps, in
+a quarter of an hour of one core; the papers' 200 to 500 epochs of 128 steps want a GPU, and so do
+the interventions that would tell whether zeros are why ESGD loses to Adam (C60).
 """
 
 import base64
