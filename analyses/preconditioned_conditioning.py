@@ -36,6 +36,7 @@ SCALINGS = ("identity", "equilibrated", "jacobi")
 # The papers' schedule; ε is far below every entry that steps are divided by.
 SCHEDULE: dict[str, Any] = {"update_every": 10, "warmup_steps": 20, "eps": 1e-6}
 RUNAWAY = 1e3
+LINE_WIDTH = 16
 GAUSSIANS = tuple({"act": "gaussian", "sigma": sigma} for sigma in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0))
 SINE = {"act": "sine", "omega": 30.0}
 METHODS = (
@@ -308,7 +309,7 @@ def _descend(
 
 
 def _field(cell: Row, seed: int) -> nn.Module:
-    return field_of(cell, num_inputs=1, width=16, depth=2, seed=seed)
+    return field_of(cell, num_inputs=1, width=LINE_WIDTH, depth=2, seed=seed)
 
 
 def _signal(cell: Row) -> Signal:

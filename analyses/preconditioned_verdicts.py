@@ -185,9 +185,9 @@ def _faster(rates: pd.DataFrame) -> Verdict | None:
         "log_own": "κ of the scaled H (mostly bounds)",
         "log_tenth": "κ_eff of H",
     }
-    found = {name: float(spearmanr(own[name], steps)[0]) for name in names}
+    found = {name: _rank_correlation(own[name], steps) for name in names}
     within = [
-        float(spearmanr(part["log_own_tenth"], steps[part.index])[0])
+        _rank_correlation(part["log_own_tenth"], steps[part.index])
         for _, part in own.groupby("field")
         if steps[part.index].nunique() > 1
     ]
@@ -204,6 +204,13 @@ def _faster(rates: pd.DataFrame) -> Verdict | None:
         f"{TARGET}, never reached in {int((steps == never).sum())}"
     )
     return Verdict("C38", answer, measured, settings)
+
+
+def _rank_correlation(first: pd.Series, second: pd.Series) -> float:
+    """Return Spearman's correlation, 0 where one of the two does not vary."""
+    if first.nunique() < 2 or second.nunique() < 2:
+        return 0.0
+    return float(spearmanr(first, second)[0])
 
 
 def _absolute(rates: pd.DataFrame, facts: pd.DataFrame) -> Verdict | None:
