@@ -34,9 +34,8 @@ for one in found.measured:
     spectrum = one.spectrum
     zeros = spectrum.numerical_zeros / len(spectrum.values)
     negative = spectrum.negative / len(spectrum.values)
-    print(
-        f"step {one.step:3d}: {zeros:.1%} zero, {negative:.1%} negative, λmax {spectrum.lambda_max:.2e}"
-    )
+    largest = f"λmax {spectrum.lambda_max:.2e}"
+    print(f"step {one.step:3d}: {zeros:.1%} zero, {negative:.1%} negative, {largest}")
 
 # %% [markdown]
 # *Structural* zeros are rows of the Hessian that are exactly zero: units that no point activates.
