@@ -4,6 +4,7 @@ P1 Fig. 3 (gradients and Laplacians), and what P1–P3 say of spectral bias, enc
 initialisations. Fields of 4×64 on 50×50 images.
 """
 
+import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +12,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analyses.study import Answer, Row, Study, Verdict, main
+from analyses.frequency_verdicts import BANDS, verdicts
+from analyses.study import Row, Study, main
 from hessian_lab.fields.mlp import make_field
+from hessian_lab.losses import mse
+from hessian_lab.probe.hessian import dense_hessian
+from hessian_lab.signal import Signal
 from hessian_lab.training.loop import train
 from hessian_lab.training.setup import Setup
 
@@ -31,8 +35,7 @@ FIELDS: tuple[dict[str, Any], ...] = (
 INITIALISATIONS = ("siren", "kaiming", "xavier_normal")
 OMEGAS = (5.0, 10.0, 30.0, 60.0, 188.5)
 SIGMAS = (1.0, 0.5, 0.2, 0.1, 0.05)
-# Bands of spatial frequency, in shares of the highest that the grid holds along an axis.
-BANDS = (0.0, 0.125, 0.25, 0.5, 1.0)
+NOISY = (*FIELDS[:2], FIELDS[3])
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Config:
         draws: Fields at initialisation per ω and σ.
     """
 
-    images: tuple[str, ...] = ("camera", "chelsea", "astronaut")
-    seeds: tuple[int, ...] = (0, 1, 2)
+    images: tuple[str, ...] = ("camera", "chelsea")
+    seeds: tuple[int, ...] = (0, 1)
     size: int = 50
     shape: tuple[int, int] = (4, 64)
     steps: tuple[int, int] = (600, 150)
@@ -82,7 +85,13 @@ def cells(config: Config) -> list[Row]:
         for act, name, values in (("sine", "omega", OMEGAS), ("gaussian", "sigma", SIGMAS))
         for value in values
     ]
-    return [*fits, *begun, *drawn, {"kind": "size"}]
+    noise = [
+        {"kind": "noise", **field, "frequency": frequency, "seed": seed}
+        for field in NOISY
+        for frequency in (1, 4, 12)
+        for seed in config.seeds
+    ]
+    return [*fits, *begun, *drawn, *noise, {"kind": "size"}]
 
 
 def measure(config: Config, cell: Row) -> Row:
@@ -227,7 +236,43 @@ def _size(_: Config, __: Row) -> Row:
         counted[act if octaves is None else f"relu_pe L={octaves}"] = sum(
             value.numel() for value in field.parameters()
         )
-    return {"parameters": counted}
+    tile = make_field("sine", 2, 3, width=64, depth=4, seed=0)
+    bytes_of = 4 * sum(value.numel() for value in tile.parameters())
+    return {"parameters": counted, "tile_bytes": bytes_of, "raw_bytes": 100 * 100 * 3}
+
+
+def _noise(config: Config, cell: Row) -> Row:
+    """Return ‖H_B − H‖ / ‖H‖ of batches of 256, at the start and after 300 steps of Adam."""
+    axis = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    coords = torch.cartesian_prod(axis, axis)
+    waves = torch.cos(math.pi * cell["frequency"] * coords)
+    signal = Signal(coords, 0.5 + 0.5 * waves.prod(dim=1, keepdim=True))
+    options = {name: cell[name] for name in ("act", "omega", "sigma") if name in cell}
+    setup = Setup(
+        depth=min(4, config.shape[0]),
+        width=min(16, config.shape[1]),
+        seed=cell["seed"],
+        optimizer="adam",
+        lr=3e-3,
+        steps=config.steps[0] // 2,
+        checkpoint_every=10**6,
+        batch_size=256,
+        **options,
+    )
+    with TemporaryDirectory() as directory:
+        run = train(setup, out=Path(directory) / "run", signal=signal)
+        found = [_relative_noise(run.model(step), signal, cell["seed"]) for step in run.steps]
+    return {"noise": found, "psnr": round(float(run.metrics["psnr"].iloc[-1]), 2)}
+
+
+def _relative_noise(model: nn.Module, signal: Signal, seed: int) -> float:
+    whole = dense_hessian(model, mse, signal)
+    generator, gaps = torch.Generator().manual_seed(seed), []
+    for _ in range(6):
+        chosen = torch.randperm(signal.num_points, generator=generator)[:256]
+        batch = Signal(signal.coords[chosen], signal.values[chosen])
+        gaps.append(float((dense_hessian(model, mse, batch) - whole).norm() / whole.norm()))
+    return float(f"{np.median(gaps):.4g}")
 
 
 MEASURES = {
@@ -235,108 +280,9 @@ MEASURES = {
     "derivatives": _derivatives,
     "init": _init,
     "drawn": _drawn,
+    "noise": _noise,
     "size": _size,
 }
-
-
-def verdicts(rows: pd.DataFrame) -> list[Verdict]:
-    """Return what the fits say of the claims C98, C128 and C130–C132."""
-    kinds = {kind: rows[rows["kind"] == kind] for kind in MEASURES}
-    return [
-        _smooth(kinds["derivatives"]),
-        _bias(kinds["bands"]),
-        _complexity(kinds["size"]),
-        _monotone(kinds["drawn"]),
-        _robust(kinds["init"]),
-    ]
-
-
-def _settings(rows: pd.DataFrame) -> str:
-    images = ", ".join(dict.fromkeys(rows["image"]))
-    return f"{rows['shape'].iloc[0]}; {images}; {rows['seed'].nunique()} seeds"
-
-
-def _smooth(rows: pd.DataFrame) -> Verdict:
-    parts, medians = [], {}
-    for act, group in rows.groupby("act", sort=False):
-        medians[act] = float(group["laplacian_correlation"].median())
-        parts.append(
-            f"{act} {group['gradient_correlation'].median():.2f} / {medians[act]:.2f} at "
-            f"{group['psnr'].median():.1f} dB"
-        )
-    rough = max(medians[act] for act in ("relu", "relu_pe"))
-    best = min(medians["sine"], medians["gaussian"])
-    between = rough <= medians["tanh"] <= best
-    answer: Answer = "holds" if between else "holds only under" if best > rough else "does not hold"
-    measured = f"correlation of gradient norm / Laplacian with the image's: {'; '.join(parts)}"
-    zero = rows[rows["act"] == "relu"]["laplacian_zero"].min()
-    settings = (
-        f"L-BFGS, {_settings(rows)}; the Laplacian of a ReLU field is 0 at {zero:.0%} of the "
-        "points at least; the order follows the fit"
-    )
-    return Verdict("C98", answer, measured, settings)
-
-
-def _bias(rows: pd.DataFrame) -> Verdict:
-    parts, late = [], {}
-    for act, group in rows.groupby("act", sort=False):
-        table = pd.DataFrame(group["half"].tolist())
-        steps = [
-            f"{table[band].median():.0f}" if table[band].notna().mean() > 0.5 else "never"
-            for band in table
-        ]
-        late[act] = bool(table.iloc[:, -1].isna().mean() > 0.5)
-        parts.append(f"{act} {', '.join(steps)}")
-    others = [act for act in late if act not in ("relu", "tanh") and late[act]]
-    answer: Answer = "holds" if late["relu"] and not others else "holds only under"
-    answer = answer if late["relu"] else "does not hold"
-    names = ", ".join(f"≤ {high:g}" for high in BANDS[1:])
-    measured = (
-        f"steps of Adam to half of the energy in bands {names} of the highest: {'; '.join(parts)}"
-    )
-    return Verdict("C128", answer, measured, f"Adam 3e-3, {_settings(rows)}")
-
-
-def _complexity(rows: pd.DataFrame) -> Verdict:
-    counted = rows["parameters"].iloc[0]
-    grows = counted["relu"] < counted["relu_pe L=4"] < counted["relu_pe L=8"]
-    text = ", ".join(f"{name} {count:,}" for name, count in counted.items())
-    return Verdict("C130", "holds" if grows else "does not hold", text, "5×256, RGB images")
-
-
-def _monotone(rows: pd.DataFrame) -> Verdict:
-    parts, rises = [], []
-    for act, name, symbol, sign in (("sine", "omega", "ω", 1), ("gaussian", "sigma", "σ", -1)):
-        group = rows[rows["act"] == act].sort_values(name)
-        medians = group["frequency"].map(np.median)
-        rises.append(bool((sign * np.diff(medians) > 0).all()))
-        parts.append(
-            ", ".join(
-                f"{symbol}={value:g} {median:.3f}"
-                for value, median in zip(group[name], medians, strict=True)
-            )
-        )
-    answer: Answer = "holds" if all(rises) else "holds only under"
-    measured = f"mean frequency at the start, of the grid's highest: {'; '.join(parts)}"
-    draws = len(rows["frequency"].iloc[0])
-    settings = f"{rows['shape'].iloc[0]}, 64×64 grid under a Hann window, {draws} seeds"
-    return Verdict("C131", answer, measured, settings)
-
-
-def _robust(rows: pd.DataFrame) -> Verdict:
-    parts, widths = [], {}
-    for act, group in rows.groupby("act", sort=False):
-        medians = group.groupby("init", sort=False)["psnr"].median()
-        widths[act] = float(medians.max() - medians.min())
-        told = ", ".join(f"{init} {value:.1f}" for init, value in medians.items())
-        parts.append(f"{act} {told} dB")
-    holds = widths["gaussian"] < widths["sine"]
-    measured = (
-        f"{'; '.join(parts)}; spread {widths['gaussian']:.1f} (Gaussian), {widths['sine']:.1f} "
-        "(sine) dB"
-    )
-    answer: Answer = "holds" if holds else "does not hold"
-    return Verdict("C132", answer, measured, f"L-BFGS, {_settings(rows)}")
 
 
 STUDY = Study(

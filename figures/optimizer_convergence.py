@@ -12,8 +12,8 @@ from hessian_lab.plots.style import CYCLE, styled
 NAME = "optimizer_convergence"
 CAPTION = (
     "PSNR of each optimizer at its best rate (chosen on another seed), median and range over "
-    "images and seeds. Above: full batch, 4×64 fields on 50×50 photographs (chelsea, camera, "
-    "astronaut from scikit-image), against seconds. Below: batches of 512, five linear maps of 256 "
+    "images and seeds. Above: full batch, 4×64 fields on 50×50 photographs (chelsea, camera "
+    "from scikit-image), against seconds. Below: batches of 512, five linear maps of 256 "
     "on 256×256 pixels of chelsea, against steps. After P1 Figs 1 and 3, P2 Figs 5, 8, 9 and P3 "
     "Figs 3, 5."
 )
