@@ -129,8 +129,8 @@ def _noisy(rows: pd.DataFrame) -> Verdict:
     settings = (
         f"{rows['shape'].iloc[0]} at most 4×16, cos πkx · cos πky on 64×64, batches of 256, "
         f"{rows['seed'].nunique()} seeds; at the start the noise changes by a factor of at most "
-        f"{max(starts):.1f} with k; the fit is worse at high k, which the speculation does not part "
-        "from the modes"
+        f"{max(starts):.1f} with k; the fit is worse at high k, and the speculation does "
+        "not part the two"
     )
     return Verdict("C81", answer, f"‖H_B − H‖ / ‖H‖ after training: {'; '.join(parts)}", settings)
 
