@@ -158,7 +158,7 @@ def measure_conditions(
             run,
             run.path / f"cond{kind}.json",
             asdict(settings),
-            parse=_from_json,
+            parse=from_json,
             body=lambda results: Conditions(run, settings, results).to_json(),
         ),
         watch=watch,
@@ -246,7 +246,9 @@ def _intervals(
     return {str(name): one for name, one in found.items()}
 
 
-def _from_json(entry: dict[str, Any]) -> ConditionAt:
+def from_json(entry: dict[str, Any]) -> ConditionAt:
+    """Return the condition numbers at one checkpoint from what ``to_json`` wrote."""
+
     def parts(found: dict[str, Any]) -> dict[str, Conditioning]:
         return {
             name: Conditioning(**{key: _number(value) for key, value in one.items()})

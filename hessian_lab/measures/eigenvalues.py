@@ -212,7 +212,7 @@ class _Files:
                 return []
             pairs = zip(record["spectra"], values, strict=False)
             size = self.run.num_parameters
-            found = [_from_json(entries, row, size) for entries, row in pairs]
+            found = [from_json(entries, row, size) for entries, row in pairs]
             return [one for one in found if one is not None]
         except (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError):
             return []
@@ -286,7 +286,7 @@ def _spectrum(hessian: Tensor, rounding: float = 0.0) -> Spectrum:
     return Spectrum(torch.full((len(hessian),), math.nan, dtype=torch.float64))
 
 
-def _from_json(
+def from_json(
     entries: dict[str, Any],
     row: np.ndarray,  # type: ignore[type-arg]
     size: int,

@@ -250,7 +250,7 @@ def measure_estimates(
         run,
         run.path / f"eigs{ending}.json",
         asdict(settings),
-        parse=_from_json,
+        parse=from_json,
         body=lambda results: finite(Estimates(run, settings, results).to_json()),
     )
 
@@ -373,7 +373,8 @@ def _density_from(entries: dict[str, Any]) -> LogDensity:
     )
 
 
-def _from_json(entries: dict[str, Any]) -> Estimated:
+def from_json(entries: dict[str, Any]) -> Estimated:
+    """Return the estimates at one checkpoint from what ``to_json`` wrote."""
     return Estimated(
         step=entries["step"],
         loss=nan_if_none(entries["loss"]),

@@ -195,7 +195,7 @@ def measure_sparsity(
             path,
             # JSON knows lists alone.
             asdict(settings) | {"rtols": list(settings.rtols)},
-            parse=_from_json,
+            parse=from_json,
             body=lambda results: Sparsity(run, settings, results).to_json(),
         ),
         watch=watch,
@@ -340,7 +340,9 @@ def _range(chosen: Tensor) -> Range:
     return Range(float(shares.mean()), float(shares.min()), float(shares.max()))
 
 
-def _from_json(entry: dict[str, Any]) -> SparsityAt:
+def from_json(entry: dict[str, Any]) -> SparsityAt:
+    """Return the zeros at one checkpoint from what ``to_json`` wrote."""
+
     def span(part: dict[str, float | None]) -> Range:
         return Range(**{name: nan(value) for name, value in part.items()})
 

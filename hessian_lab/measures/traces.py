@@ -139,7 +139,7 @@ def measure_traces(
             run,
             path,
             asdict(settings),
-            parse=_from_json,
+            parse=from_json,
             body=lambda results: Traces(run, settings, results).to_json(),
         ),
         watch=watch,
@@ -195,7 +195,9 @@ def _sum(diagonal: Tensor) -> Value:
     return Value(total, rounding, total - 2 * rounding, total + 2 * rounding)
 
 
-def _from_json(entry: dict[str, Any]) -> TraceAt:
+def from_json(entry: dict[str, Any]) -> TraceAt:
+    """Return the trace at one checkpoint from what ``to_json`` wrote."""
+
     def value(part: dict[str, float | None]) -> Value:
         return Value(**{name: nan_if_none(number) for name, number in part.items()})
 
