@@ -64,6 +64,16 @@ def test_commands_of_optimizers_run(tmp_path, monkeypatch, capsys):
     assert "kfac" in capsys.readouterr().out
 
 
+def test_commands_along_a_training_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line in blocks("sh")[4].splitlines():
+        words = shlex.split(line)[1:]
+        assert main([*words, "--size", "12", "--steps", "4", "--width", "8", "--quiet"]) == 0
+    assert "κ" in capsys.readouterr().out
+    (run, *_) = Path("runs").iterdir()
+    assert main(["report", str(run)]) == 0
+
+
 def test_commands_install_with_the_constraints_and_their_extra():
     install, test, *_ = blocks("sh")
     assert "pip install -c constraints.txt -e ." in install
