@@ -226,6 +226,7 @@ def test_the_picture_of_the_penultimate_layer_is_judged(start, end, bell, answer
     [
         ((0.3, 0.2, 0.1), (0.9, 0.8, 0.7), "holds"),
         ((0.3, 0.2, 0.1), (0.9, 0.7, 0.8), "holds only under"),
+        ((0.3, 0.2, 0.205), (0.9, 0.7, 0.8), "holds only under"),
         ((0.2, 0.3, 0.1), (0.9, 0.7, 0.8), "does not hold"),
     ],
 )
@@ -236,6 +237,9 @@ def test_octaves_are_judged_by_their_order(start, end, answer):
         for octaves, share in zip((1, 4, 8), shares, strict=True)
     ]
     assert answers(rows)["C58"] == answer
+    # A seed that one of them lacks does not tilt the medians.
+    odd = [state("relu_pe", step, octaves=4, seed=1, zero=1.0) for step in STEPS]
+    assert answers([*rows, *odd, *odd])["C58"] == answer
 
 
 @pytest.mark.parametrize(
