@@ -1,11 +1,13 @@
 """What the anatomy of zeros says of the papers' claims C21, C22 and C23."""
 
-import numpy as np
 import pandas as pd
 
 from analyses.hessian_terms_verdicts import by_field, settings
 from analyses.study import Answer, Verdict
 from analyses.words import spread
+
+# Decimal logarithms below which a quotient of two numbers says nothing.
+UNDERFLOW = -100.0
 
 
 def verdicts(rows: pd.DataFrame) -> list[Verdict]:
@@ -26,13 +28,12 @@ def _units_vanish(rows: pd.DataFrame) -> Verdict:
         answer = "holds"
     elif of_all.median() < 0.5:
         answer = "does not hold"
-    rest = rows[rows["others"] > 0]
+    alike = rows["alike"].sum() / max(1, rows["others"].sum())
     measured = (
         f"units dead on every point make {spread(of_all, percent=True)} of the numerical zeros and "
         f"{spread(of_rows, percent=True)} of the zero rows; pairs never active together "
         f"{spread((rows['apart'] + rows['cut']) / zeros, percent=True)} of the zeros; the null "
-        "spaces of single layers (units active on the same points) "
-        f"{spread(rest['alike'] / rest['others'], percent=True)} of the others"
+        f"spaces of single layers (units active on the same points) hold {100 * alike:.3g} % of the others"
     )
     wrong = int(rows["false"].sum() + rows["unforeseen"].sum())
     where = (
@@ -70,7 +71,7 @@ def _keep_rank(rows: pd.DataFrame) -> Verdict:
     for name, group in by_field(rows):
         parts.append(
             f"{name} zero {spread(group['zero'], percent=True)}, smallest row "
-            f"1e{group['least_row'].min():.0f} of the largest, correlation of log row and log φ′ "
+            f"{_power(group['least_row'].min())} of the largest, correlation of log row and log φ′ "
             f"{group['correlation'].median():.2f}"
         )
         none += [name] if group["zero"].max() == 0 else []
@@ -80,10 +81,13 @@ def _keep_rank(rows: pd.DataFrame) -> Verdict:
         answer = "holds"
     elif not none:
         answer = "does not hold"
-    gaussian = rows[rows["act"] == "gaussian"]
-    narrow = np.corrcoef(np.log(gaussian["sigma"]), gaussian["least_row"])[0, 1]
     where = (
         f"no numerical zeros for {', '.join(none) or 'none'}; rows of whole units below the floor "
-        f"for {', '.join(dying) or 'none'}; correlation of log σ and the smallest row {narrow:.2f}"
+        f"for {', '.join(dying) or 'none'}"
     )
     return Verdict("C23", answer, "; ".join(parts), f"{settings(rows)}; {where}")
+
+
+def _power(logarithm: float) -> str:
+    """Return a power of ten, or that it is no number any more."""
+    return f"1e{logarithm:.0f}" if logarithm > UNDERFLOW else "below 1e-100"

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from hessian_lab.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled
+from hessian_lab.plots.style import BLUE, GREEN, ORANGE, SKY, VERMILLION, styled
 
 NAME = "zero_anatomy"
 CAPTION = (
@@ -18,8 +18,9 @@ CAPTION = (
     "weights between units that are never active together, and the null spaces of single layers, "
     "which units have that are active on the same points; means over images and seeds, dots single "
     "runs. (b) Share of initialisations in which a layer has a dead unit, by layer and width. "
-    "(c) Norm of the rows of each hidden unit of a smooth 4×16 field at the start against its "
-    "largest |φ′|, both relative to the largest; one seed. After P1s §2.1.3."
+    "(c) Smooth 4×16 fields at the start and after 50 steps: the least over the hidden units of "
+    "the largest |φ′| that a unit takes on the points, and of the norm of its rows of the Hessian, "
+    "each relative to the largest over the units; a mark per run. After P1s §2.1.3."
 )
 FIELDS = (("relu", None), ("relu_pe", 4), ("relu_pe", 8))
 TITLES = ("ReLU", "ReLU-PE, L=4", "ReLU-PE, L=8")
@@ -29,8 +30,12 @@ REASONS = (
     ("alike", "null space of a layer", GREEN),
     ("left", "unexplained", "0.6"),
 )
-SIGMAS = ((0.02, VERMILLION), (0.05, ORANGE), (0.1, GREEN), (0.3, SKY), (1.0, PURPLE))
-# What exact zeros are drawn at.
+# Of smooth fields: the column, its label, how far beside the tick, colour and mark.
+LEAST = (
+    ("least_slope", "max |φ′| over points", -0.16, BLUE, "o"),
+    ("least_row", "norm of the unit's rows", 0.16, VERMILLION, "s"),
+)
+# What is less is drawn at.
 LOWEST = -30.0
 
 
@@ -125,24 +130,25 @@ def _units(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _bells(axes: Axes, rows: pd.DataFrame) -> None:
-    rows = rows[rows["step"] == 0]
-    rows = rows[rows["slopes"].map(lambda entry: isinstance(entry, list))]
-    for sigma, color in SIGMAS:
-        group = rows[(rows["act"] == "gaussian") & (rows["sigma"] == sigma)]
-        for _, row in group.iterrows():
+    gaussian = rows[rows["act"] == "gaussian"]
+    sigmas = sorted(set(gaussian["sigma"]))
+    groups = [(f"{sigma:g}", gaussian[gaussian["sigma"] == sigma]) for sigma in sigmas]
+    groups.append(("sine", rows[rows["act"] == "sine"]))
+    for place, (_, group) in enumerate(groups):
+        for name, label, shift, color, mark in LEAST:
+            values = np.maximum(group[name], LOWEST)
+            jitter = np.linspace(-0.1, 0.1, len(group))
             axes.plot(
-                np.maximum(row["slopes"], LOWEST),
-                np.maximum(row["rows"], LOWEST),
-                ".",
-                ms=4,
+                place + shift + jitter,
+                values,
+                mark,
+                ms=3.5,
                 color=color,
                 mec="none",
-                label=f"σ={sigma:g}",
+                label=label if place == 0 else None,
             )
-    sine = rows[rows["act"] == "sine"]
-    for _, row in sine.iterrows():
-        axes.plot(row["slopes"], row["rows"], "x", ms=3, color=BLUE, label="sine, ω=30")
-    axes.set_xlabel("log₁₀ max |φ′|, relative")
-    axes.set_ylabel("log₁₀ norm of rows, relative")
-    axes.legend(loc="best", handlelength=0.8, markerscale=1.5)
-    axes.set_title("(c) smooth fields, step 0")
+    axes.set_xticks(range(len(groups)), [name for name, _ in groups])
+    axes.set_yticks([0, -10, -20, LOWEST], ["1", "1e−10", "1e−20", "≤1e−30"])
+    axes.set_xlabel("σ of Gaussian fields, and sine ω=30")
+    axes.legend(loc="lower right", handlelength=0.8, markerscale=1.3)
+    axes.set_title("(c) least over units, relative")
