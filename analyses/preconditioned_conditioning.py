@@ -25,7 +25,8 @@ from hessian_lab.losses import mse
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import make_optimizer
 from hessian_lab.probe.conditions import conditions
-from hessian_lab.probe.extended import Formula, exact_condition_numbers
+from hessian_lab.probe.enclosures import condition_enclosures
+from hessian_lab.probe.extended import Formula, exact_condition_numbers, interval_hessian
 from hessian_lab.probe.hessian import dense_hessian
 from hessian_lab.signal import Signal
 from hessian_lab.signals import load_signal
@@ -39,6 +40,8 @@ RUNAWAY = 1e3
 LINE_WIDTH = 16
 GAUSSIANS = tuple({"act": "gaussian", "sigma": sigma} for sigma in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0))
 SINE = {"act": "sine", "omega": 30.0}
+# Field, and the rates of gradient descent and of the equilibrated run (p = ½) that tuning found.
+WALKS = ((GAUSSIANS[1], 0.03, 0.1), (GAUSSIANS[3], 0.3, 0.3), (SINE, 0.01, 0.1))
 METHODS = (
     ("identity", 1.0),
     ("equilibrated", 0.5),
@@ -69,6 +72,8 @@ class Config:
         rates: The grid that every method is tuned on, by the median over ``tuning_seeds``.
         tuning_seeds: Not those that are compared.
         compared_seeds: Of the comparison.
+        walks: Of the comparison of trajectories at equal loss.
+        walk_losses: The losses.
         fact_seeds: Of the facts on fixed states.
         size: Pixels per side of their image.
         scale: Of their numbers of steps, probes and draws.
@@ -89,6 +94,8 @@ class Config:
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
     tuning_seeds: tuple[int, ...] = (100, 101)
     compared_seeds: tuple[int, ...] = tuple(range(8))
+    walks: tuple[tuple[Field, float, float], ...] = WALKS
+    walk_losses: tuple[float, ...] = (0.2, 0.1)
     fact_seeds: tuple[int, ...] = (0, 1, 2, 3)
     size: int = 50
     scale: float = 1.0
@@ -111,6 +118,7 @@ QUICK = replace(
     rates=(3e-2, 1e-1, 3e-1),
     tuning_seeds=(100,),
     compared_seeds=(0, 1),
+    walks=WALKS[2:],
     fact_seeds=(0,),
     size=20,
     scale=0.1,
@@ -136,8 +144,14 @@ def cells(config: Config) -> list[Row]:
         for field in config.tuned
         for method, exponent in METHODS
     ]
+    walks = [
+        {"kind": "walk", **field, "points": 256, "method": method, "rate": rate, "seed": seed}
+        for field, *pair in config.walks
+        for method, rate in zip(("identity", "equilibrated"), pair, strict=True)
+        for seed in config.seeds
+    ]
     facts = [{"kind": name, "seed": seed} for name in FACTS for seed in config.fact_seeds]
-    return [*paths, *printed, *rates, *facts]
+    return [*paths, *printed, *rates, *walks, *facts]
 
 
 def _signals(config: Config) -> list[tuple[Field, int]]:
@@ -156,6 +170,8 @@ def measure(config: Config, cell: Row) -> list[Row]:
         return [_printed(config, cell)]
     if cell["kind"] == "rate":
         return _compare(config, cell)
+    if cell["kind"] == "walk":
+        return _walk(config, cell)
     return FACTS[cell["kind"]](config, cell["seed"])
 
 
@@ -215,6 +231,30 @@ def _printed(config: Config, cell: Row) -> Row:
         model, signal, cell["method"], 0.5, 2.0, config.steps, lambda _, loss: losses.append(loss)
     )
     return {"start": digits(losses[0]), "loss": digits(losses[-1]), "best": digits(min(losses))}
+
+
+def _walk(config: Config, cell: Row) -> list[Row]:
+    """Return κ of H where a trajectory first reaches each loss; proven unless it is resolved."""
+    model, signal = _field(cell, cell["seed"]), _signal(cell)
+    waiting, rows = sorted(config.walk_losses, reverse=True), []
+
+    def visit(step: int, loss: float) -> None:
+        if not waiting or loss > waiting[0]:
+            return
+        one = conditions(dense_hessian(model, mse, signal))["identity"]
+        kappa = math.log10(one.kappa)
+        if not one.resolved:
+            formula = Formula(cell["act"], cell.get("omega"), cell.get("sigma"))
+            kappa = condition_enclosures(
+                lambda: interval_hessian(model, mse, signal, formula), scalings=("identity",)
+            )["identity"].log10
+        row = {"step": step, "loss": digits(loss), "kappa": digits(kappa)}
+        row |= {"tenth": digits(math.log10(one.eff10)), "tenth_resolved": one.eff10_resolved}
+        while waiting and loss <= waiting[0]:
+            rows.append({"target": waiting.pop(0), **row})
+
+    _descend(model, signal, cell["method"], 0.5, cell["rate"], config.steps, visit)
+    return rows or [{"target": None}]
 
 
 def _compare(config: Config, cell: Row) -> list[Row]:

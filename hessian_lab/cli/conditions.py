@@ -33,7 +33,8 @@ def conditions_table(result: Conditions, *, pictures: list[str]) -> str:
         lines += ["", f"{name} at step {last.step}:"]
         lines += [f"{'':>22}  {LABELS[key]:<9} {_numbers(one)}" for key, one in scaled.items()]
     lines += ["", "κ: ≥ where min|λ| is below the rounding floor; eff.: above it alone;"]
-    lines += ["eff10: max|λ| over the 10 % quantile of |λ|; below: eigenvalues under the floor"]
+    lines += ["eff10: max|λ| over the 10 % quantile of |λ|; below: eigenvalues under the floor;"]
+    lines += ["unscaled: entries of D too small to divide by; κ is that of D with a 1 there"]
     lines += _proven(result)
     return "\n".join([*lines, "", f"results in {run.path}", *pictures])
 

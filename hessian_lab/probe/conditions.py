@@ -43,7 +43,8 @@ def conditions(matrix: Tensor, *, estimated: int = 0, seed: int = 0) -> dict[str
 
     Scaling keeps the relative errors of entries, so the floor of a scaled matrix presumes that its
     entries are right to a few roundings each; where terms cancel in small entries, extended
-    precision tells more.
+    precision tells more. Where entries of ``D`` were too small to divide by, κ is that of the ``D``
+    in which they are 1, and may lie far above κ of the whole one.
 
     Args:
         matrix: Dense [n, n], float64. One decomposition of ``4/3 n³`` operations per scaling.

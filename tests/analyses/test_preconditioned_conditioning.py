@@ -1,7 +1,6 @@
 """The study in miniature, and its verdicts on rows of known outcome."""
 
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -27,13 +26,14 @@ SMALL = replace(
     every=2,
     proven_steps=(0, 4),
     rates=(0.03, 0.1),
+    walk_losses=(10.0,),
     compared_seeds=(0,),
     scale=0.02,
     size=12,
     width=6,
     depth=1,
 )
-CLAIMS = ("C34", "C35", "C37", "C38", "C40", "C41", "C42", "C43", "C44", "C46", "C47", "C51")
+CLAIMS = ("C34", "C35", "C36", "C37", "C38", "C40", "C41", "C42", "C43", "C44", "C46", "C47", "C51")
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +119,22 @@ def test_changes_of_kappa_are_judged_by_their_signs(rows, lowers, more):
     assert (found["C34"], found["C35"]) == (lowers, more)
 
 
-@pytest.mark.parametrize(("shift", "answer"), [(-1.0, "holds"), (1.0, "does not hold")])
-def test_trajectories_are_compared_at_equal_loss(shift, answer):
+@pytest.mark.parametrize(
+    ("gaps", "answer"),
+    [
+        ([-1.0, -0.1, -2.0], "holds"),
+        ([1.0, -0.1, 2.0], "does not hold"),
+        ([-1.0, -0.1, 2.0], "holds only under"),
+    ],
+)
+def test_trajectories_are_compared_at_equal_loss(gaps, answer):
     rows = []
-    for method, move in (("identity", 0.0), ("equilibrated", shift)):
-        for step, loss in enumerate((1.0, 0.1, 0.01)):
-            row = proven(0, 0, 0, act="sine", step=step)
-            kappa = 8 - math.log10(loss) + move
-            row |= {"method": method, "loss": loss, "resolved_identity": True}
-            rows.append(row | {"kappa_identity": kappa, "proven_identity": None})
+    for seed, gap in enumerate(gaps):
+        for method, kappa in (("identity", 30.0), ("equilibrated", 30.0 + gap)):
+            row = {"kind": "walk", "act": "gaussian", "sigma": 0.1, "method": method}
+            rows.append(row | {"seed": seed, "target": 0.1, "kappa": kappa})
+    # One that reached no loss.
+    rows.append({"kind": "walk", "act": "sine", "omega": 30.0, "method": "identity", "seed": 0})
     assert answers(rows)["C36"] == answer
 
 
@@ -159,20 +166,29 @@ def test_the_fastest_is_counted_over_seeds(wins, answer):
         *compared([0.1] * 8, "jacobi"),
         *compared([0.01] * wins + [None] * (8 - wins), "equilibrated"),
         *compared([0.9] * 8, "equilibrated", exponent=1.0),
+        {
+            "kind": "printed",
+            "act": "sine",
+            "method": "jacobi",
+            "start": 0.5,
+            "loss": None,
+            "seed": 0,
+        },
     ]
     assert answers(rows)["C37"] == answer
 
 
 @pytest.mark.parametrize(
-    ("sign", "kappa", "answer"),
-    [(1, 1, "holds"), (1, 0, "holds only under"), (-1, -1, "does not hold")],
+    ("within", "between", "answer"),
+    [(1, 10, "holds"), (-1, 10, "holds only under"), (-1, -10, "does not hold")],
 )
-def test_speed_is_correlated_with_kappa(sign, kappa, answer):
+def test_speed_is_correlated_with_kappa_between_fields_and_within_one(within, between, answer):
     rows = []
-    for place in range(10):
-        own = {"log_own_tenth": sign * place, "log_own": kappa * place}
-        rows += compared([0.001 * (place + 1)], "jacobi", **own)
-        rows[-1]["seed"] = place
+    for field, act in enumerate(("sine", "tanh", "relu", "wavelet")):
+        for place in range(4):
+            own = {"log_own_tenth": within * place + between * field}
+            rows += compared([0.001 * (1 + place + 10 * field)], "jacobi", act=act, **own)
+            rows[-1]["seed"] = place
     assert answers(rows)["C38"] == answer
 
 
