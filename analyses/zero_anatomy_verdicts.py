@@ -32,8 +32,9 @@ def _units_vanish(rows: pd.DataFrame) -> Verdict:
     measured = (
         f"units dead on every point make {spread(of_all, percent=True)} of the numerical zeros and "
         f"{spread(of_rows, percent=True)} of the zero rows; pairs never active together "
-        f"{spread((rows['apart'] + rows['cut']) / zeros, percent=True)} of the zeros; the null "
-        f"spaces of single layers (units active on the same points) hold {100 * alike:.3g} % of the others"
+        f"{spread((rows['apart'] + rows['cut']) / zeros, percent=True)} of the zeros; the "
+        "null spaces of single layers (units active on the same points) hold "
+        f"{100 * alike:.3g} % of the others"
     )
     wrong = int(rows["false"].sum() + rows["unforeseen"].sum())
     where = (
