@@ -7,8 +7,8 @@ is the resolved twin. σ, the number of points, seeds, exponent and rate are not
 and are varied here. Beside it, what the papers say of the preconditioners themselves, on fixed
 states: estimators, bounds, batches, Adam's second moment.
 
-The full configuration takes some 25 minutes on one core; the proven κ of more seeds, or at every
-step, take ten seconds each.
+The full configuration takes about 20 minutes of one core; the proven κ of more seeds, or at every
+step, takes five to ten seconds each.
 """
 
 import math

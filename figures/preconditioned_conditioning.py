@@ -13,11 +13,12 @@ from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, styled
 CAPTION = (
     "Conditioning of the 1-D task of Chng, Saratchandran & Lucey (2024), Fig. 2: a 2×16 field on "
     "sin 2πx + sin 6πx. (a) True κ at the start, proven in interval arithmetic, one mark per seed; "
-    "double precision sees nothing above the dashed line. (b) κ along equilibrated gradient "
-    "descent: proven for the Gaussian field (large marks), and in double precision for the sine "
-    "field, where it is resolved (median and range over seeds). (c) Loss after the run, every "
+    "double precision sees nothing above the dashed line. (b) κ after scaling over κ before, along "
+    "equilibrated gradient descent, a line per seed and the median: proven for the Gaussian field, "
+    "and in double precision, which resolves it, for the sine field. (c) Loss after the run, every "
     "method at its best rate, one mark per seed. (d) max|λ| / 10 %-quantile of |λ| of 4×16 fields "
-    "on camera (Lav Varshney, CC0) after Adam, scaled by Adam's √v, row norms and |diagonal|."
+    "on camera (Lav Varshney, CC0) after Adam, scaled by Adam's √v, row norms and |diagonal|; "
+    "open triangles are lower bounds."
 )
 LOOKS = {
     "identity": ("H", "black", "o"),
@@ -39,6 +40,8 @@ SCALES = {
     "rows": ("$D^E$", BLUE, "s"),
     "diagonal": ("$D^J$", VERMILLION, "D"),
 }
+# log₁₀ of a κ_eff beyond which double precision gives bounds, at some thousand parameters.
+RESOLVED = 12.3
 # Where a loss that is not finite, or no longer small, is drawn.
 LEFT = 1e2
 
@@ -75,14 +78,12 @@ def _start(axes: Axes, paths: pd.DataFrame) -> None:
             places, start[f"proven_{name}"], marker, ms=3.5, color=color, label=text, alpha=0.8
         )
     _floor(axes, start)
-    axes.set_xticks(range(len(order)), order)
-    axes.set_yscale("symlog", linthresh=40, linscale=2)
-    axes.yaxis.set_major_locator(FixedLocator([0, 10, 20, 30, 40, 60, 80, 100, 200]))
-    axes.yaxis.set_minor_locator(FixedLocator([]))
+    axes.set_xticks(range(len(order)), [label.removeprefix("σ=") for label in order])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     top = float(start[[f"proven_{name}" for name in LOOKS]].to_numpy().max())
     axes.set_ylim(0, 1.15 * top)
     _decades(axes)
-    axes.set_xlabel("Gaussian σ; sine ω")
+    axes.set_xlabel("σ of the Gaussian field; ω of the sine field")
     axes.set_ylabel("κ, proven")
     axes.set_title("(a) at the start")
     axes.legend(loc="upper right", ncols=3, columnspacing=1, handletextpad=0.2)
@@ -100,40 +101,44 @@ def _floor(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _along(axes: Axes, paths: pd.DataFrame) -> None:
-    own = paths[paths["method"] == "equilibrated"]
-    least = own["points"].min()
-    own = own[own["points"] == least]
-    proven = paths[(paths["act"] == "gaussian") & paths["proven_identity"].notna()]
+    own = paths[paths["points"] == paths["points"].min()]
+    sine = own[(own["act"] == "sine") & (own["method"] == "equilibrated")]
+    proven = own[(own["act"] == "gaussian") & own["proven_identity"].notna()]
     along = proven[proven["step"] > 0]
-    sigma = along["sigma"].iloc[0] if len(along) else None
-    for name, (_, color, marker) in LOOKS.items():
-        if sigma is not None:
-            chosen = proven[proven["sigma"] == sigma].groupby("step")[f"proven_{name}"]
-            _band(axes, chosen, color, marker, size=5)
-        sine = own[own["act"] == "sine"]
-        if len(sine):
-            _band(axes, sine.groupby("step")[f"kappa_{name}"], color, marker, size=2.5)
-    _floor(axes, own)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    handles = []
+    if len(along):
+        sigma = along["sigma"].iloc[0]
+        _ratios(axes, proven[proven["sigma"] == sigma], "proven", size=5)
+        handles.append(_grey(f"Gaussian σ={sigma:g}, proven", 5))
+    if len(sine):
+        _ratios(axes, sine, "kappa", size=2.5)
+        handles.append(_grey("sine ω=30, float64", 2.5))
+    axes.axhline(0, color="black", lw=0.6)
+    axes.set_yscale("symlog", linthresh=1, linscale=0.8)
+    axes.set_ylim(-30, 15)
+    axes.yaxis.set_major_locator(FixedLocator([-20, -10, -5, -2, -1, 0, 1]))
+    axes.yaxis.set_minor_locator(FixedLocator([]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     _decades(axes)
     axes.set_xlabel("step of equilibrated gradient descent")
-    axes.set_ylabel("κ")
+    axes.set_ylabel("κ after / κ before scaling")
     axes.set_title("(b) along the run")
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(bottom, top + 0.3 * (top - bottom))
-    grey = {"color": "grey", "ls": "-", "marker": "o"}
-    handles = [Line2D([], [], ms=2.5, label="sine ω=30, float64", **grey)]
-    if sigma is not None:
-        handles.insert(0, Line2D([], [], ms=5, label=f"Gaussian σ={sigma:g}, proven", **grey))
-    handles.append(Line2D([], [], color="grey", ls="--", lw=0.8, label="1/(n eps)"))
-    axes.legend(handles=handles, loc="upper left", ncols=2, columnspacing=1)
+    axes.legend(handles=handles, loc="upper center", handlelength=2.5)
 
 
-def _band(axes: Axes, groups: Any, color: str, marker: str, *, size: float) -> None:
-    middle, low, high = groups.median(), groups.min(), groups.max()
-    axes.fill_between(middle.index, low, high, color=color, alpha=0.15, lw=0)
-    axes.plot(middle.index, middle, marker=marker, ms=size, color=color)
+def _grey(label: str, size: float) -> Line2D:
+    return Line2D([], [], color="grey", marker="o", ms=size, label=label)
+
+
+def _ratios(axes: Axes, rows: pd.DataFrame, column: str, *, size: float) -> None:
+    for name in ("equilibrated", "jacobi"):
+        _, color, marker = LOOKS[name]
+        change = rows.assign(change=rows[f"{column}_{name}"] - rows[f"{column}_identity"])
+        for _, seed in change.groupby("seed"):
+            seed = seed.sort_values("step")
+            axes.plot(seed["step"], seed["change"], lw=0.5, color=color, alpha=0.5)
+        middle = change.groupby("step")["change"].median()
+        axes.plot(middle.index, middle, marker=marker, ms=size, color=color)
 
 
 def _losses(axes: Axes, rates: pd.DataFrame) -> None:
@@ -161,8 +166,12 @@ def _scaled(axes: Axes, moments: pd.DataFrame) -> None:
     order = list(dict.fromkeys(trained["act"]))
     for index, (name, (text, color, marker)) in enumerate(SCALES.items()):
         places = [order.index(act) + 0.18 * (index - 1.5) for act in trained["act"]]
-        values = trained[f"tenth_{name}"]
-        axes.plot(places, values, marker, ms=3.5, color=color, label=text, alpha=0.8, lw=0)
+        values = trained[f"tenth_{name}"].to_numpy(dtype=float)
+        bound = values > RESOLVED
+        known = [place for place, each in zip(places, bound, strict=True) if not each]
+        rest = [place for place, each in zip(places, bound, strict=True) if each]
+        axes.plot(known, values[~bound], marker, ms=3.5, color=color, label=text, alpha=0.8, lw=0)
+        axes.plot(rest, values[bound], "^", ms=4, mfc="white", color=color, lw=0)
     axes.set_xticks(range(len(order)), [act.replace("_", "-") for act in order])
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     bottom, top = axes.get_ylim()
