@@ -26,7 +26,8 @@ CAPTION = (
     "The Hessian of 4×16 fields along L-BFGS on 50×50 photographs (camera, chelsea, astronaut from "
     "scikit-image; public domain or CC0), taken apart into Gauss–Newton matrix G, activation "
     "curvature (φ″) and cross-layer part. (a) ‖H−G‖_F / ‖H‖_F: medians and ranges over images and "
-    "seeds. (b) The parts at the start and after 50 steps, in units of ‖H‖_F; as they may cancel, "
+    "seeds, at 400 steps of camera alone. (b) The parts at the start and after 50 steps, in units of "
+    "‖H‖_F; as they may cancel, "
     "their squares need not sum to 1. (c) Norms of the blocks of two maps at the start, in units "
     "of ‖H‖_F: G below the diagonal and on it, H−G above it and, as the small square, on it. "
     "(d) What the Hessian misses of the gradient's change over ±εv, for random unit vectors v, "
@@ -108,11 +109,13 @@ def _along(axes: Axes, rows: pd.DataFrame) -> None:
     axes.set_xticks(range(len(steps)), [f"{int(step)}" for step in steps])
     axes.set_xlabel("L-BFGS steps")
     axes.set_title("(a) ‖H − G‖ / ‖H‖")
-    axes.legend(loc="lower left", handlelength=1.2, labelspacing=0.2, fontsize=7)
+    axes.set_ylim(min(axes.get_ylim()[0] / 100, 1e-4), None)
+    axes.legend(loc="lower left", handlelength=1.2, labelspacing=0.2, fontsize=7, ncols=2)
 
 
 def _sizes(axes: Axes, rows: pd.DataFrame) -> None:
     last = 50 if (rows["step"] == 50).any() else max(rows["step"])
+    tallest = 1.0
     for number, (act, value) in enumerate(FIELDS):
         for count, step in enumerate((0, last)):
             group = _of(rows[rows["step"] == step], act, value)
@@ -120,9 +123,11 @@ def _sizes(axes: Axes, rows: pd.DataFrame) -> None:
                 continue
             for place, (name, (label, color)) in enumerate(PARTS.items()):
                 x = number + 0.42 * count + 0.13 * place - 0.3
+                height = group[name].median()
+                tallest = max(tallest, height)
                 axes.bar(
                     x,
-                    group[name].median(),
+                    height,
                     0.12,
                     color=color,
                     alpha=1 if step == 0 else 0.55,
@@ -136,7 +141,7 @@ def _sizes(axes: Axes, rows: pd.DataFrame) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_title(f"(b) parts of H: step 0, and {int(last)} (pale)")
     axes.legend(loc="upper left", handlelength=1, ncols=3, columnspacing=1)
-    axes.set_ylim(0, 1.25 * max(rows[list(PARTS)].max()))
+    axes.set_ylim(0, 1.25 * tallest)
 
 
 def _maps(figure: Any, rows: pd.DataFrame) -> None:
