@@ -11,6 +11,7 @@ COMMANDS = {
     "sweep": "hessian_lab.cli.sweep",
     "compare": "hessian_lab.cli.compare",
     "cost": "hessian_lab.cli.cost",
+    "report": "hessian_lab.cli.report",
     "list": "hessian_lab.cli.list",
     "info": "hessian_lab.cli.info",
 }

@@ -58,6 +58,7 @@ RESULTS = (
         )
     ),
     *("derivatives.npz", "figures/derivatives.png", "figures/derivatives.pdf"),
+    "report.html",
 )
 REQUIRED = (
     "id",
