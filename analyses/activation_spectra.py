@@ -258,10 +258,8 @@ def _share(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
     answer = "does not hold"
     if inside:
         answer = "holds" if not key or len(inside) == len(parts) else "holds only under"
-    settings = _settings(rows) + (
-        f"; {printed:.0%} inside at {', '.join(inside)}" if inside else ""
-    )
-    return Verdict(claim, answer, f"zero {'; '.join(parts)}", settings.replace(" inside at ;", ""))
+    where = f"; {printed:.0%} is inside at {', '.join(inside)}" if inside and key else ""
+    return Verdict(claim, answer, f"zero {'; '.join(parts)}", _settings(rows) + where)
 
 
 def _no_zero(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:

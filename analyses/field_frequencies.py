@@ -51,11 +51,11 @@ class Config:
         draws: Fields at initialisation per ω and σ.
     """
 
-    images: tuple[str, ...] = ("camera", "chelsea")
+    images: tuple[str, ...] = ("camera",)
     seeds: tuple[int, ...] = (0, 1)
     size: int = 50
     shape: tuple[int, int] = (4, 64)
-    steps: tuple[int, int] = (600, 150)
+    steps: tuple[int, int] = (300, 100)
     draws: int = 10
 
 

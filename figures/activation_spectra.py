@@ -88,7 +88,9 @@ def _by_group(axes: Axes, rows: pd.DataFrame, act: str, option: str | None, labe
         axes.plot(place, group["zero"].median(), "_", ms=12, mew=1.5, color=BLUE)
     for printed in PRINTED.get(act, (0.0,)):
         axes.axhline(printed, color="black", lw=0.6, ls=":")
-    axes.set_xticks(range(len(values)), ["" if value is None else f"{value:g}" for value in values])
+    axes.set_xticks(
+        range(len(values)), ["" if value is None else f"{value:g}" for value in values], fontsize=7
+    )
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.set_ylim(-0.03, None)
     axes.set_xlabel(label)

@@ -12,11 +12,11 @@ from hessian_lab.plots.style import BLUE, CYCLE, ORANGE, styled
 
 NAME = "field_frequencies"
 CAPTION = (
-    "Fields of 4×64 on 50×50 photographs (camera, chelsea from scikit-image). Share of "
+    "Fields of 4×64 on 50×50 pixels of camera (scikit-image, CC0). Share of "
     "the image's energy still missing after training with Adam, by band of spatial frequency; "
     "correlation of the fitted field's gradient norm and Laplacian with those of the image after "
     "L-BFGS; mean frequency of fields at initialisation against ω and σ; PSNR by initialisation. "
-    "Medians, ranges over images and seeds. After P1 Fig. 3."
+    "Medians, ranges over seeds. After P1 Fig. 3."
 )
 BANDS = ("≤ ⅛", "≤ ¼", "≤ ½", "≤ 1")
 INITS = ("siren", "kaiming", "xavier_normal")

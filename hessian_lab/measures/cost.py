@@ -139,8 +139,8 @@ def measure_cost(
 
 def _require_room(problem: Problem) -> None:
     """Check that parameters, gradients, Adam's state and one batch fit, before any is made."""
-    shape = {"act": problem.act, "width": problem.width, "depth": problem.depth}
-    size = Setup(**shape).resolved().num_parameters(problem.num_inputs, problem.num_outputs)
+    setup = Setup(act=problem.act, width=problem.width, depth=problem.depth).resolved()
+    size = setup.num_parameters(problem.num_inputs, problem.num_outputs)
     layers = problem.batch_size * problem.width * (problem.depth + 1)
     require_bytes(
         (8 * size + 4 * layers) * getattr(torch, problem.dtype).itemsize,

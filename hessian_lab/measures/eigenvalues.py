@@ -305,7 +305,7 @@ def from_json(
         start = stop
     return Measured(
         step=entries["step"],
-        loss=entries["loss"],
+        loss=nan_if_none(entries["loss"]),
         psnr=nan_if_none(entries["psnr"]),
         spectrum=_from_scalars(row[:size], entries),
         product_error=nan_if_none(entries["product_error"]),

@@ -1,5 +1,6 @@
 """Gradient descent over the Hessian at hand: Alg. 1 of the papers on preconditioned fields."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -206,8 +207,8 @@ class PreconditionedSGD(GraphStep):
             return [root(each) for each in sample]
         if kind == "abs-hessian":
             if closed is not None:
-                return [closed.matrix().double()]
-            return [torch.stack([row.double() for _, row in self._rows(gradients)])]
+                return _decomposed(closed.matrix().double())
+            return _decomposed(torch.stack([row.double() for _, row in self._rows(gradients)]))
         if closed is not None:
             norms = closed.diagonal().abs() if kind == "jacobi" else closed.row_norms()
         else:
@@ -237,8 +238,8 @@ class PreconditionedSGD(GraphStep):
                 self.state[value]["curvature"] = scale
             return
         # A matrix of all parameters has its place with the first of them.
-        values, vectors = torch.linalg.eigh((measured[0] + measured[0].T) / 2)
-        self.state[self.parameters[0]] |= {"magnitudes": values.abs(), "eigenvectors": vectors}
+        magnitudes, vectors = measured
+        self.state[self.parameters[0]] |= {"magnitudes": magnitudes, "eigenvectors": vectors}
 
     def _scales(self, group: dict[str, Any]) -> list[Tensor]:
         """Return ``P``, a tensor per parameter of a group."""
@@ -278,3 +279,12 @@ class PreconditionedSGD(GraphStep):
         rows = vectors[torch.cat([parts[place] for place in order])]
         root = (rows * roots) @ rows.T
         return ((root + root.T) / 2).to(self.parameters[0].dtype)
+
+
+def _decomposed(matrix: Tensor) -> list[Tensor]:
+    """Return the magnitudes of the eigenvalues [n] and the eigenvectors [n, n]; NaN if it fails."""
+    try:
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+    except RuntimeError:
+        return [torch.full_like(matrix[0], math.nan), matrix]
+    return [values.abs(), vectors]

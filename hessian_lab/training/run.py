@@ -26,10 +26,11 @@ RECORD, RESUME, METRICS, SIGNAL = "run.json", "resume.pt", "metrics.csv", "signa
 # What measurements leave beside a trajectory.
 # What may be measured of a run: method, matrix and layers are told by the name.
 KINDS = tuple(
-    f"{method}{matrix}{layers}"
+    f"{method}{matrix}{layers}{preconditioned}"
     for method in ("", "-lanczos", "-slq")
     for matrix in ("", "-ggn")
     for layers in ("", "-layers")
+    for preconditioned in ("", "-preconditioned")
 )
 RESULTS = (
     *(

@@ -28,7 +28,7 @@ from tests.cli.terminal import COMMAND, LONG, TINY, contents, started, typed
 from tests.reference import assert_same, autograd_hessian
 
 KEYS = {
-    *("command", "run", "setup", "num_parameters", "method", "matrix", "reason"),
+    *("command", "run", "setup", "num_parameters", "method", "matrix", "preconditioned", "reason"),
     *("spectra", "pooled"),
 }
 EPS = np.finfo(np.float64).eps

@@ -134,3 +134,11 @@ def test_parameters_may_be_transposed_views_in_memory():
     for point in (plain, turned):
         PreconditionedSGD([point]).step(lambda point=point: (point**4).sum())
     assert torch.equal(plain, turned)
+
+
+def test_a_matrix_that_cannot_be_decomposed_is_skipped():
+    point = torch.nn.Parameter(torch.tensor([1.0, 2.0], dtype=torch.float64))
+    optimizer = PreconditionedSGD([point], preconditioner="abs-hessian")
+    optimizer.step(lambda: 1e308 * (point[0] * point[1]) ** 2 / 4)
+    assert optimizer.diagnostics()["skipped"] == 1
+    assert point.tolist() == [1.0, 2.0]
