@@ -1,11 +1,8 @@
 """Which optimizer fits which field fastest, each at its best rate on the same budget?
 
-P1 Figs 1, 3, 4 (full batch, 4×64 on 50×50, L-BFGS against Adam) and P2 Figs 5, 8, 9, P3 Figs 3, 5
-(batches of 512, 5 linear maps of 256 on 256×256). Rates are chosen on one seed and compared on
-others, by steps and by seconds; the papers' own Adam rate is run beside. The batch part covers the
-first 256 steps, two epochs of the papers' hundreds: its full length (64,000 steps, 9 pairs of
-image and seed for each of 36 combinations) wants a GPU for a day. Run it with nothing else on the
-machine: seconds are compared.
+P1 Figs 1, 3, 4: full batch, 4×64 on 50×50, L-BFGS against Adam, by steps and by seconds. Rates are
+chosen on one seed and compared on others; the papers' own Adam rate is run beside. Run it with
+nothing else on the machine: seconds are compared. ``stochastic_convergence`` has the batches.
 """
 
 from dataclasses import dataclass, replace
@@ -67,6 +64,7 @@ class Config:
     """What is compared.
 
     Attributes:
+        parts: ``full``, ``batch`` or both.
         full_fields: Fields of the full-batch part, of ``full_shape`` on ``full_size``.
         full_steps: Steps of L-BFGS; Adam takes ``adam_factor`` times as many.
         batch_fields: Fields of the part with batches.
@@ -76,6 +74,7 @@ class Config:
         seeds: Are compared.
     """
 
+    parts: tuple[str, ...] = ("full",)
     full_fields: tuple[Field, ...] = FULL_FIELDS
     full_shape: tuple[int, int] = (4, 64)
     full_size: int = 50
@@ -95,6 +94,7 @@ class Config:
 FULL = Config()
 QUICK = replace(
     FULL,
+    parts=("full", "batch"),
     full_fields=(FULL_FIELDS[0], FULL_FIELDS[3]),
     full_shape=(2, 16),
     full_size=24,
@@ -123,7 +123,7 @@ def cells(config: Config) -> list[Row]:
         for image in config.images[: config.batch_images]
         for method in BATCH_METHODS
     ]
-    return [*full, *batch]
+    return [one for one in (*full, *batch) if one["part"] in config.parts]
 
 
 def measure(config: Config, cell: Row) -> list[Row]:

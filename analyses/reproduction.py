@@ -23,6 +23,7 @@ STUDIES = (
     "preconditioned_conditioning",
     "hvp_sparsity",
     "optimizer_convergence",
+    "stochastic_convergence",
     "convergence_rates",
     "field_frequencies",
     "optimizer_cost",

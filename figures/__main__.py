@@ -18,6 +18,7 @@ NAMES = (
     "preconditioned_conditioning",
     "hvp_sparsity",
     "optimizer_convergence",
+    "stochastic_convergence",
     "optimizer_cost",
     "convergence_rates",
     "field_frequencies",

@@ -14,6 +14,7 @@ from hessian_lab.losses import Loss
 from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
 from hessian_lab.measures.planning import dense_bytes, num_parameters
 from hessian_lab.measures.record import Record, suffix
+from hessian_lab.measures.scaled import reordered
 from hessian_lab.names import known
 from hessian_lab.probe.conditioning import ConditionEnclosure
 from hessian_lab.probe.conditions import Conditioning, conditions
@@ -174,7 +175,7 @@ def require_dense(model: nn.Module, num_points: int) -> None:
     """
     size = num_parameters(model)
     require_bytes(
-        dense_bytes(model, num_points) + 8 * size**2,
+        dense_bytes(model, num_points) + 3 * 8 * size**2,
         f"The dense Hessian of {size} parameters and its copies for the condition numbers",
         device=trainable(model)[0].device,
         cure="Measure a smaller network (--width, --depth, --octaves).",
@@ -214,12 +215,14 @@ def _measure(one: Checkpoint, run: Run, settings: Settings) -> ConditionAt:
     model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
     dense = dense_ggn if settings.matrix == "ggn" else dense_hessian
     matrix = dense(model, run.loss, signal)
+    again = dense(model, run.loss, reordered(signal))
     probes = {"estimated": settings.estimated, "seed": settings.seed}
     layers = {}
     if settings.layers:
         for name, places in Layout(model, selected_names(model, None)).layers().items():
             index = torch.cat([torch.arange(place.start, place.stop) for place in places])
-            layers[name] = conditions(matrix[index][:, index], **probes)
+            block, other = (part[index][:, index] for part in (matrix, again))
+            layers[name] = conditions(block, again=other, **probes)
     finite = bool(matrix.isfinite().all())
     exact = finite and settings.precision == "extended"
     return ConditionAt(
@@ -227,7 +230,7 @@ def _measure(one: Checkpoint, run: Run, settings: Settings) -> ConditionAt:
         loss=one.loss,
         psnr=one.psnr,
         loss_error=one.loss_error,
-        scaled=conditions(matrix, **probes),
+        scaled=conditions(matrix, again=again, **probes),
         exact=_intervals(model, run, signal, settings.matrix) if exact else {},
         layers=layers,
     )

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from hessian_lab.optim.preconditioner import Preconditioner
+from hessian_lab.probe.conditions import SAFETY
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal
-
-# The rounding of one matrix, in differences of two that sum the same points in another order.
-SAFETY = 2.0
 
 
 def reordered(signal: Signal) -> Signal:

@@ -13,6 +13,8 @@ from hessian_lab.probe.spectrum import spectrum
 
 NAMES = ("identity", "equilibrated", "jacobi")
 QUANTILE = 0.1
+# The rounding of one matrix, in differences of two that sum the same terms in another order.
+SAFETY = 2.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class Conditioning:
 
     Attributes:
         kappa: ``κ = max|λ| / min|λ|`` where ``resolved``, else the bound ``max|λ| / floor``.
-        resolved: Whether min|λ| is above the rounding floor ``n · eps · max|λ|``.
+        resolved: Whether min|λ| is above the rounding floor, ``n · eps · max|λ|`` or what was
+            measured.
         effective: max|λ| over the smallest |λ| above the floor.
         eff10: max|λ| over the 10 % quantile of |λ|, or over the floor where that is larger.
         eff10_resolved: Whether the quantile is above the floor; else ``eff10`` is a lower bound.
@@ -38,16 +41,20 @@ class Conditioning:
     num_unscaled: int = 0
 
 
-def conditions(matrix: Tensor, *, estimated: int = 0, seed: int = 0) -> dict[str, Conditioning]:
+def conditions(
+    matrix: Tensor, *, again: Tensor | None = None, estimated: int = 0, seed: int = 0
+) -> dict[str, Conditioning]:
     """Return what double precision tells of κ, of a symmetric matrix and of its scaled forms.
 
-    Scaling keeps the relative errors of entries, so the floor of a scaled matrix presumes that its
-    entries are right to a few roundings each; where terms cancel in small entries, extended
-    precision tells more. Where entries of ``D`` were too small to divide by, κ is that of the ``D``
-    in which they are 1, and may lie far above κ of the whole one.
+    Scaling magnifies the rounding of small entries. It is measured where the matrix is given twice:
+    the floor is then at least twice the Frobenius norm of the scaled difference. From one matrix
+    the floor presumes that entries are right to a few roundings each. Where entries of ``D`` were
+    too small to divide by, κ is that of the ``D`` in which they are 1, and may lie far above κ of
+    the whole one.
 
     Args:
         matrix: Dense [n, n], float64. One decomposition of ``4/3 n³`` operations per scaling.
+        again: The same matrix, its terms summed in another order.
         estimated: Probes (signs) of the estimated scalings, √mean (A v)² and the
             magnitude of mean v ⊙ A v; 0 for the exact ones alone.
         seed: Of the probes.
@@ -69,10 +76,18 @@ def conditions(matrix: Tensor, *, estimated: int = 0, seed: int = 0) -> dict[str
             "equilibrated_estimated": equilibration(operator, method="hutchinson", **options),
             "jacobi_estimated": jacobi(operator, method="hutchinson", **options),
         }
-    return {"identity": _conditioning(matrix)} | {
-        name: _conditioning(_scaled(matrix, one), one.num_unscaled)
-        for name, one in scalings.items()
-    }
+    gap = None if again is None else matrix - again
+
+    def told(one: Scaling | None) -> Conditioning:
+        parts = [
+            part if part is None or one is None else _scaled(part, one) for part in (matrix, gap)
+        ]
+        scaled, error = parts
+        assert scaled is not None
+        rounding = 0.0 if error is None else SAFETY * float(torch.linalg.matrix_norm(error))
+        return _conditioning(scaled, rounding, 0 if one is None else one.num_unscaled)
+
+    return {"identity": told(None)} | {name: told(one) for name, one in scalings.items()}
 
 
 def _scaled(matrix: Tensor, one: Scaling) -> Tensor:
@@ -80,8 +95,8 @@ def _scaled(matrix: Tensor, one: Scaling) -> Tensor:
     return root.unsqueeze(1) * matrix * root
 
 
-def _conditioning(matrix: Tensor, num_unscaled: int = 0) -> Conditioning:
-    found = spectrum(matrix)
+def _conditioning(matrix: Tensor, rounding: float, num_unscaled: int) -> Conditioning:
+    found = spectrum(matrix, rounding=rounding)
     largest, floor = found.spectral_radius, found.tolerance
     quantile = float(torch.quantile(found.magnitudes, QUANTILE))
     return Conditioning(

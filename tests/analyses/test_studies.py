@@ -41,6 +41,13 @@ MINIATURES = {
         batch_image_size=8,
         batch_steps=3,
     ),
+    "stochastic_convergence": lambda study, _: replace(
+        study.quick,
+        batch_shape=(1, 4),
+        batch_size=16,
+        batch_image_size=8,
+        batch_steps=3,
+    ),
     "convergence_rates": lambda study, _: replace(
         study.quick, seeds=(0,), steps=40, saddle_steps=2
     ),
