@@ -40,6 +40,19 @@ MACHINES = {
     "min": "wants minutes on two cores",
     "s": "wants seconds on two cores",
 }
+# What readers look for first, and the claims that answer it.
+FIRST = (
+    ("How many eigenvalues are zero with ReLU, with and without encoding?", "C01 C02 C03 C08 C11"),
+    ("Have sine and Gaussian fields none, and how small is their smallest?", "C04 C05 C10 C12"),
+    ("What are the zeros made of?", "C21 C22"),
+    ("Is the ReLU Hessian JᵀJ?", "C19"),
+    ("Does equilibration lower κ more than Jacobi, and is κ resolved?", "C34 C35"),
+    ("How sparse are Hessian–vector products, and does it matter?", "C55 C59"),
+    ("Is L-BFGS five times as fast as Adam, on sine and on ReLU?", "C94 C95 C96 C100"),
+    ("Does ESGD beat Adam at tuned rates, and does ReLU-PE prefer Adam?", "C69 C73 C76"),
+    ("Is L-BFGS superlinear?", "C28"),
+    ("What do ESGD, K-FAC and Shampoo cost?", "C115 C116 C117"),
+)
 HEAD = """\
 # What the papers claim, and what was measured
 
@@ -83,7 +96,8 @@ def verdicts() -> dict[str, list[tuple[str, Verdict]]]:
 def page() -> str:
     """Return the whole page."""
     found = verdicts()
-    lines = [HEAD, *_counts(found), "", "## Claims", ""]
+    lines = [HEAD, *_counts(found), "", "## First answers", "", *_first(found)]
+    lines += ["", "## Claims", ""]
     lines += ["| id | claim | source | measured | on | verdict | record |", "|" + " --- |" * 7]
     for claim in claims():
         for study, one in found.get(claim["id"], [("", _unmeasured(claim))]):
@@ -103,6 +117,20 @@ def page() -> str:
         columns = ("id", "where", "printed", "wrong", "right")
         lines.append(_line([*(error[name] for name in columns), error["test"] or "–"]))
     return "\n".join(lines) + "\n"
+
+
+def _first(found: dict[str, list[tuple[str, Verdict]]]) -> list[str]:
+    texts = {claim["id"]: claim["claim"] for claim in claims()}
+    lines = []
+    for question, names in FIRST:
+        lines.append(f"- **{question}**")
+        for name in names.split():
+            told = [
+                f"{MARKS[one.answer]} (“{texts[name]}”). {one.measured} [{one.settings}]"
+                for _, one in found.get(name, [])
+            ]
+            lines += [f"  - {name} {text}" for text in told or ["– not yet measured."]]
+    return lines
 
 
 def _counts(found: dict[str, list[tuple[str, Verdict]]]) -> list[str]:

@@ -8,7 +8,7 @@ steps, 9 pairs of image and seed for each of 36 combinations) wants a GPU for a 
 from dataclasses import replace
 
 from analyses import optimizer_convergence
-from analyses.study import Study, main
+from analyses.study import main
 
 FULL = replace(optimizer_convergence.FULL, parts=("batch",))
 QUICK = replace(optimizer_convergence.QUICK, parts=("batch",))
