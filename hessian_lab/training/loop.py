@@ -87,7 +87,7 @@ def train(
     """
     prepared = prepare(setup or Setup(), model=model, loss=loss, signal=signal, out=out)
     # What cannot be trained leaves no directory behind.
-    training = _Training(prepared, watch, visit)
+    optimizer = make_optimizer(prepared.setup, prepared.model, prepared.signal.num_points)
     make_directory(prepared.directory)
     with locked(prepared.directory):
         claim(prepared, overwrite=overwrite)
@@ -95,7 +95,7 @@ def train(
             _require_room(prepared)
         status = "done"
         try:
-            training.run()
+            _Training(prepared, optimizer, watch, visit).run()
         except DivergenceError:
             status = "diverged"
             raise
@@ -123,14 +123,16 @@ class _Training:
     # What a killed process needs beside parameters and optimizer.
     COUNTERS = ("step", "count", "evaluations", "step_length", "stalled", "elapsed")
 
-    def __init__(self, prepared: Prepared, watch: Watch | None, visit: Visit | None) -> None:
+    def __init__(
+        self, prepared: Prepared, optimizer: Contract, watch: Watch | None, visit: Visit | None
+    ) -> None:
         self.prepared = prepared
         self.setup = prepared.setup
         self.watch = watch
         self.visit = visit
         self.model = prepared.model
         self.steps = checkpoint_steps(self.setup)
-        self.optimizer = make_optimizer(self.setup, self.model, prepared.signal.num_points)
+        self.optimizer = optimizer
         self.step = 0
         self.count = 0
         self.evaluations = 0
