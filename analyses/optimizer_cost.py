@@ -49,10 +49,10 @@ class Config:
         {"act": "gaussian", "width": 256, "batch_size": 512},
         {"act": "gaussian", "width": 64, "batch_size": 2500},
     )
-    rounds: int = 9
+    rounds: int = 5
     dense_widths: tuple[int, ...] = (12, 18, 26, 36, 48)
     wide_widths: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    repeats: int = 20
+    repeats: int = 15
 
 
 FULL = Config()

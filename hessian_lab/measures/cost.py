@@ -32,7 +32,16 @@ PERIODIC: dict[str, dict[str, Any]] = {
     "psgd": {"mode": "hutchinson"},
 }
 # The first period, which is not timed, fills the history of L-BFGS.
-PERIODS = {"lbfgs": 100, "esgd": 100, "esgd_max": 100, "kfac": 100, "ekfac": 100, "shampoo": 10}
+PERIODS = {
+    "newton_cg": 2,
+    "gauss_newton": 3,
+    "lbfgs": 100,
+    "esgd": 100,
+    "esgd_max": 100,
+    "kfac": 100,
+    "ekfac": 100,
+    "shampoo": 10,
+}
 
 
 @dataclass(frozen=True)
