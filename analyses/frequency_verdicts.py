@@ -38,7 +38,11 @@ def _smooth(rows: pd.DataFrame) -> Verdict:
         )
     rough = max(medians[act] for act in ("relu", "relu_pe"))
     best = min(medians["sine"], medians["gaussian"])
-    between = rough <= medians["tanh"] <= best
+    slopes = rows.groupby("act")["gradient_correlation"].median()
+    ordered = (
+        slopes[["relu", "relu_pe"]].max() <= slopes["tanh"] <= slopes[["sine", "gaussian"]].min()
+    )
+    between = rough <= medians["tanh"] <= best and bool(ordered)
     answer: Answer = "holds" if between else "holds only under" if best > rough else "does not hold"
     measured = f"correlation of gradient norm / Laplacian with the image's: {'; '.join(parts)}"
     zero = rows[rows["act"] == "relu"]["laplacian_zero"].min()
@@ -57,7 +61,7 @@ def _bias(rows: pd.DataFrame) -> Verdict:
             f"{table[band].median():.0f}" if table[band].notna().mean() > 0.5 else "never"
             for band in table
         ]
-        late[act] = bool(table.iloc[:, -1].isna().mean() > 0.5)
+        late[act] = bool(table.iloc[:, -1].isna().mean() >= 0.5)
         parts.append(f"{act} {', '.join(steps)}")
     others = [act for act in late if act not in ("relu", "tanh") and late[act]]
     answer: Answer = "holds" if late["relu"] and not others else "holds only under"
