@@ -141,6 +141,8 @@ class _Training:
         self.elapsed = 0.0
         self.rows: list[dict[str, float]] = []
         self.clock = _SaveClock(SAVING_SHARE)
+        # The epoch whose points lie in an order of their own, and that order.
+        self.order: tuple[int, Tensor] | None = None
 
     def run(self) -> None:
         """Train to the last step, unless it is there already."""
@@ -227,9 +229,10 @@ class _Training:
             return signal
         per_epoch = math.ceil(signal.num_points / size)
         epoch, place = divmod(self.step, per_epoch)
-        generator = torch.Generator().manual_seed(_mixed(self.setup.seed, epoch))
-        order = torch.randperm(signal.num_points, generator=generator)
-        chosen = order[place * size : (place + 1) * size].to(signal.coords.device)
+        if self.order is None or self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(_mixed(self.setup.seed, epoch))
+            self.order = epoch, torch.randperm(signal.num_points, generator=generator)
+        chosen = self.order[1][place * size : (place + 1) * size].to(signal.coords.device)
         return Signal(signal.coords[chosen], signal.values[chosen], signal.loss)
 
     def _schedule(self) -> None:

@@ -112,6 +112,29 @@ def test_grad_norm_is_that_of_the_functional_gradient(loss, name):
     assert_same(scalar(actual), scalar(float(flat.norm())), roundings=100)
 
 
+@pytest.mark.parametrize("chunk_size", [1, 7, 16])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_chunks_change_rounding_alone(loss, chunk_size):
+    model, signal = example()
+    whole = quality(model, loss, signal)
+    cut = quality(model, loss, signal, chunk_size=chunk_size)
+    for name, value in whole.items():
+        if math.isnan(value):
+            assert math.isnan(cut[name])
+        else:
+            assert_same(scalar(cut[name]), scalar(value), scale=10.0, roundings=100)
+
+
+def test_a_loss_of_your_own_sees_all_points_at_once():
+    model, signal = example()
+
+    def worst(predictions, values):
+        return (predictions - values).abs().max()
+
+    expected = float(worst(model(signal.coords), signal.values).detach())
+    assert quality(model, worst, signal, chunk_size=1)["loss"] == expected
+
+
 def test_grad_norm_is_that_of_central_differences():
     model, signal = example("tanh", channels=1)
     loss, step = LOSSES["mse"], 1e-5
