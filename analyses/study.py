@@ -3,12 +3,11 @@
 import argparse
 import json
 import logging
-import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from hessian_lab.errors import DivergenceError, InputError, ResourceError, Usage
 from hessian_lab.training.files import finite, make_directory, read_json, write_json
 from hessian_lab.training.provenance import provenance
 from hessian_lab.training.setup import digest
+from hessian_lab.training.workers import worker_pool, working
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 Row = dict[str, Any]
@@ -170,17 +170,22 @@ def _measured(
             yield cell, _rows(study, config, cell)
         return
     share = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(share,)
-    ) as pool:
-        futures = {pool.submit(_rows, study, config, cell): cell for cell in cells}
+    with worker_pool(jobs) as (pool, stopping):
+        futures = {pool.submit(_apart, study, config, cell, share): cell for cell in cells}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BaseException:
+            stopping.set()
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _apart(study: Study, config: Any, cell: Row, threads: int) -> list[Row]:
+    """Measure a cell in a worker, with its share of the cores."""
+    with working():
+        torch.set_num_threads(threads)
+        return _rows(study, config, cell)
 
 
 def _rows(study: Study, config: Any, cell: Row) -> list[Row]:

@@ -1,7 +1,6 @@
 """``hessian-lab cond``."""
 
 import argparse
-import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -86,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(args, "probe_seed") and not args.estimated:
         logger.warning("--probe-seed has no effect without --estimated")
     from hessian_lab.cli.conditions import conditions_table
+    from hessian_lab.cli.output import tell
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.conditioning import (
@@ -95,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
         require_dense,
         require_extended,
     )
-    from hessian_lab.training.files import finite
 
     def require(model: "nn.Module", num_points: int) -> None:
         require_dense(model, num_points)
@@ -121,13 +120,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     pictures = _draw(result)
-    if args.json:
-        print(json.dumps(finite(result.to_json()), ensure_ascii=False, allow_nan=False))
-    else:
-        print(conditions_table(result, pictures=pictures))
-    for failure in result.failures:
-        logger.error("check failed: %s", failure)
-    return 3 if result.failures else 0
+    return tell(args, result, lambda: conditions_table(result, pictures=pictures))
 
 
 def _draw(result: "Conditions") -> list[str]:

@@ -1,8 +1,6 @@
 """``hessian-lab derivatives``."""
 
 import argparse
-import json
-import logging
 from typing import TYPE_CHECKING
 
 from hessian_lab.cli.flags import add_output, add_setup
@@ -32,8 +30,6 @@ Exit status: 0 done, 1 failed, 2 bad usage, 3 written but a check failed, 4 inpu
 JOB = {"act": "sine", "width": 64, "size": 64, "steps": 100}
 SYMBOLS = {"values": "f", "gradient": "∇f", "laplacian": "Δf"}
 
-logger = logging.getLogger(__name__)
-
 
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
@@ -51,18 +47,16 @@ def run(args: argparse.Namespace) -> int:
     """Train unless told otherwise, differentiate, draw, and print."""
     if args.step is not None and args.step < 0:
         raise UsageError(f"step must be at least 0, got {args.step}.")
+    from hessian_lab.cli.output import tell
     from hessian_lab.measures.derivatives import measure_derivatives
-    from hessian_lab.training.files import finite
 
     result = measure_derivatives(source_run(args), args.step)
     pictures = _draw(result)
-    if args.json:
-        print(json.dumps(finite(result.to_json()), ensure_ascii=False, allow_nan=False))
-    else:
-        print("\n".join([*_table(result), "", f"results in {result.run.path}", *pictures]))
-    for failure in result.failures:
-        logger.error("check failed: %s", failure)
-    return 3 if result.failures else 0
+    return tell(
+        args,
+        result,
+        lambda: "\n".join([*_table(result), "", f"results in {result.run.path}", *pictures]),
+    )
 
 
 def _draw(result: "Measured") -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hessian_lab.cli.parser import Parser, number, one_of
 from hessian_lab.cli.source import add_source, check_every, source_model, source_run
@@ -90,16 +90,16 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.measures.planning import chosen_method, require_dense
 
     def require(model: "nn.Module", num_points: int) -> None:
-        if chosen_method(args.method, model, num_points)[0] == "dense":
+        method = chosen_method(args.method, model, num_points)[0]
+        if method == "dense":
             require_dense(model, num_points)
+        elif args.preconditioned and args.layers:
+            raise UsageError(f"--layers must stand without --preconditioned in method {method}.")
 
     source = source_run(args, require)
     model = source.model(source.steps[0])
     method, reason = chosen_method(args.method, model, source.signal().num_points)
-    if args.preconditioned and args.layers and method != "dense":
-        raise UsageError(f"--layers must stand without --preconditioned in method {method}.")
-    if method == "dense":
-        require_dense(model, source.signal().num_points)
+    require(model, source.signal().num_points)
     _warn_of_unused(args, method)
     logger.info("method %s: %s", method, reason)
     return (
@@ -169,7 +169,7 @@ def _tell_plan(args: argparse.Namespace) -> int:
 
 
 def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
-    from hessian_lab.cli.output import eigs_table
+    from hessian_lab.cli.output import eigs_table, tell
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.eigenvalues import Measured, measure_eigenvalues
@@ -191,11 +191,12 @@ def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
     finally:
         progress.close()
     pictures = _draw_dense(result)
-    return _finish(args, result, reason, lambda: eigs_table(result, pictures=pictures))
+    return tell(args, result, lambda: eigs_table(result, pictures=pictures), reason=reason)
 
 
 def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: str) -> int:
     from hessian_lab.cli.estimates import estimates_table
+    from hessian_lab.cli.output import tell
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.estimates import Estimated, Settings, measure_estimates
@@ -220,20 +221,7 @@ def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: st
     finally:
         progress.close()
     pictures = _draw_density(result)
-    return _finish(args, result, reason, lambda: estimates_table(result, pictures=pictures))
-
-
-def _finish(args: argparse.Namespace, result: Any, reason: str, table: Any) -> int:
-    from hessian_lab.training.files import finite
-
-    if args.json:
-        entries = finite(result.to_json() | {"reason": reason})
-        print(json.dumps(entries, ensure_ascii=False, allow_nan=False))
-    else:
-        print(table())
-    for failure in result.failures:
-        logger.error("check failed: %s", failure)
-    return 3 if result.failures else 0
+    return tell(args, result, lambda: estimates_table(result, pictures=pictures), reason=reason)
 
 
 def _draw_dense(result: "Eigenvalues") -> list[str]:

@@ -1,8 +1,11 @@
 """Tables for people, and objects for machines."""
 
+import argparse
+import json
+import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,6 +18,40 @@ NAMES = {"hessian": "the Hessian", "ggn": "the Gauss–Newton matrix"}
 BAR_WIDTH = 40
 # Decades of the text histogram, counted down from max|λ|.
 NUM_DECADES = 14
+
+logger = logging.getLogger(__name__)
+
+
+class Checked(Protocol):
+    """What a command has measured, with its checks."""
+
+    @property
+    def failures(self) -> list[str]:
+        """What does not hold, in a sentence each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that ``--json`` prints."""
+
+
+def tell(
+    args: argparse.Namespace, result: Checked, table: Callable[[], str], **more: object
+) -> int:
+    """Print a result as one object or as a table, log what failed, and return the exit status.
+
+    Args:
+        args: The command line.
+        result: What was measured.
+        table: Makes the table.
+        more: What the object holds beside ``result.to_json()``.
+    """
+    if args.json:
+        entries = finite(result.to_json() | more)
+        print(json.dumps(entries, ensure_ascii=False, allow_nan=False))
+    else:
+        print(table())
+    for failure in result.failures:
+        logger.error("check failed: %s", failure)
+    return 3 if result.failures else 0
 
 
 def train_json(run: Run) -> dict[str, Any]:

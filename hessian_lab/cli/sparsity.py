@@ -1,8 +1,6 @@
 """``hessian-lab sparsity``."""
 
 import argparse
-import json
-import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -45,8 +43,6 @@ JOB = {
     "dtype": "float32",
 }
 
-logger = logging.getLogger(__name__)
-
 
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
@@ -88,11 +84,11 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}.")
         # A trajectory that is there has its own; this one is the measurement's.
         del args.batch_size
+    from hessian_lab.cli.output import tell
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.sparsity import Settings, SparsityAt, measure_sparsity
     from hessian_lab.probe.hessian import require_hessian
-    from hessian_lab.training.files import finite
 
     def require(model: "nn.Module", num_points: int) -> None:
         if args.dense:
@@ -117,13 +113,11 @@ def run(args: argparse.Namespace) -> int:
     finally:
         progress.close()
     pictures = _draw(result)
-    if args.json:
-        print(json.dumps(finite(result.to_json()), ensure_ascii=False, allow_nan=False))
-    else:
-        print("\n".join([*_table(result), "", f"results in {result.run.path}", *pictures]))
-    for failure in result.failures:
-        logger.error("check failed: %s", failure)
-    return 3 if result.failures else 0
+    return tell(
+        args,
+        result,
+        lambda: "\n".join([*_table(result), "", f"results in {result.run.path}", *pictures]),
+    )
 
 
 def _rtols(text: str) -> tuple[float, ...]:

@@ -1,7 +1,6 @@
 """``hessian-lab trace``."""
 
 import argparse
-import json
 import logging
 
 from hessian_lab.cli.parser import Parser, number, one_of
@@ -68,10 +67,10 @@ def run(args: argparse.Namespace) -> int:
             if hasattr(args, name):
                 logger.warning("--%s has no effect on method exact", name.replace("_", "-"))
     from hessian_lab.cli.estimates import trace_table
+    from hessian_lab.cli.output import tell
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.traces import Settings, TraceAt, measure_traces
-    from hessian_lab.training.files import finite
 
     source = source_run(args)
     progress = Progress("trace", len(selected(source.steps, args.every)), quiet=args.quiet)
@@ -90,10 +89,4 @@ def run(args: argparse.Namespace) -> int:
         result = measure_traces(source, settings, every=args.every, watch=watch)
     finally:
         progress.close()
-    if args.json:
-        print(json.dumps(finite(result.to_json()), ensure_ascii=False, allow_nan=False))
-    else:
-        print(trace_table(result))
-    for failure in result.failures:
-        logger.error("check failed: %s", failure)
-    return 3 if result.failures else 0
+    return tell(args, result, lambda: trace_table(result))
