@@ -2,9 +2,7 @@
 
 P1 Fig. 2 and P1s Figs 1–4: L-BFGS for 50 steps on a 50×50 image, all eigenvalues of the full-batch
 Hessian in float64, pooled over the run. The papers state neither octaves, σ, ω, seeds nor images:
-all are varied here. 4×64 fields (12,737 parameters) take two minutes a spectrum on two cores:
-``python -m analyses.activation_spectra --wide`` measures the first and the last iterate of one seed
-in an hour; all 51 iterates want a GPU.
+all are varied here. ``wide_spectra`` has the 4×64 fields.
 """
 
 from dataclasses import dataclass, replace
@@ -208,11 +206,11 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
     """Return what the spectra say of the claims C01–C18."""
     plain = rows[rows.get("init", pd.Series(index=rows.index, dtype=object)).isna()]
     found = [
-        _share(claim, _of(plain, act, **shape), printed)
+        judged_share(claim, _of(plain, act, **shape), printed)
         for claim, (act, shape, printed) in PRINTED.items()
     ]
     for claim, (act, shape, printed) in NONE_ZERO.items():
-        found.append(_no_zero(claim, _of(plain, act, **shape), printed))
+        found.append(judged_none(claim, _of(plain, act, **shape), printed))
     wide = plain[plain["depth"] == 1]
     found += [_encoded_wide(_of(wide, "relu_pe")), _smooth_wide(wide)]
     if len(plain) < len(rows):
@@ -244,7 +242,7 @@ def _settings(rows: pd.DataFrame) -> str:
     )
 
 
-def _share(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
+def judged_share(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
     """Judge a printed share of zeros: is it inside the range over seeds and images?"""
     if not len(rows):
         return None
@@ -262,7 +260,7 @@ def _share(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
     return Verdict(claim, answer, f"zero {'; '.join(parts)}", _settings(rows) + where)
 
 
-def _no_zero(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
+def judged_none(claim: str, rows: pd.DataFrame, printed: float) -> Verdict | None:
     """Judge 'no zero eigenvalue': is anything below the floor?"""
     if not len(rows):
         return None

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from analyses.study import RESULTS, Study, Verdict, read_record
+from analyses.study import Study, Verdict
+from figures.records import RESULTS, read
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "REPRODUCTION.md"
 STUDIES = (
     "activation_spectra",
+    "wide_spectra",
     "zero_anatomy",
     "hessian_terms",
     "preconditioned_conditioning",
@@ -87,7 +89,7 @@ def verdicts() -> dict[str, list[tuple[str, Verdict]]]:
     for study in studies():
         if not (RESULTS / f"{study.name}.json").exists():
             continue
-        rows = pd.DataFrame(read_record(study.name)["rows"])
+        rows = pd.DataFrame(read(study.name)["rows"])
         for one in study.verdicts(rows):
             found.setdefault(one.claim, []).append((study.name, one))
     return found

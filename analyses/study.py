@@ -15,13 +15,13 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from figures.records import RESULTS
 from hessian_lab.errors import DivergenceError, InputError, ResourceError, UsageError
-from hessian_lab.training.files import finite, make_directory, read_json, write_json
+from hessian_lab.training.files import finite, make_directory, write_json
 from hessian_lab.training.provenance import provenance
 from hessian_lab.training.setup import digest
 from hessian_lab.training.workers import worker_pool, working
 
-RESULTS = Path(__file__).parents[1] / "data" / "results"
 Row = dict[str, Any]
 Answer = Literal["holds", "holds only under", "does not hold", "not yet measured"]
 
@@ -100,18 +100,6 @@ class Study:
         write_json(out / f"{self.name}.json", record)
         part.path.unlink(missing_ok=True)
         return pd.DataFrame(finite(rows))
-
-
-def read_record(name: str, directory: Path = RESULTS) -> dict[str, Any]:
-    """Return a record.
-
-    Raises:
-        InputError: If there is none, with the command that makes it.
-    """
-    path = directory / f"{name}.json"
-    if not path.exists():
-        raise InputError(f"record {path} must exist: make it with python -m analyses.{name}.")
-    return read_json(path, "a record")
 
 
 def main(study: Study) -> None:

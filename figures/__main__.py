@@ -2,17 +2,17 @@
 
 import argparse
 import sys
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from figures.records import RESULTS, read
 from hessian_lab.errors import InputError
-from hessian_lab.plots.style import styled
-from hessian_lab.training.files import make_directory, write_atomically
+from hessian_lab.plots.style import save
+from hessian_lab.training.files import write_atomically
 
 NAMES = (
     "activation_spectra",
+    "wide_spectra",
     "zero_anatomy",
     "hessian_terms",
     "preconditioned_conditioning",
@@ -54,12 +54,7 @@ def draw(name: str, record: dict[str, object], out: Path) -> list[Path]:
     """Draw one record as PNG, PDF and SVG, and write its caption beside them."""
     module = import_module(f"figures.{name}")
     figure = module.draw(record)
-    make_directory(out)
-    paths = [out / f"{name}{ending}" for ending in ENDINGS]
-    with styled():
-        for path in paths:
-            save = partial(figure.savefig, format=path.suffix[1:], dpi=200)
-            write_atomically(path, save)
+    paths = save(figure, out / name, endings=ENDINGS, dpi=200)
     caption = module.CAPTION + ("" if record["kind"] == "full" else " (A quick configuration.)")
     write_atomically(out / f"{name}.txt", lambda stream: stream.write(f"{caption}\n".encode()))
     return paths

@@ -41,7 +41,7 @@ def draw(record: dict[str, Any]) -> Figure:
         axes = top.subplots(1, 4, sharey=True)
         for place, (panel, (act, value)) in enumerate(zip(axes, FIELDS, strict=True)):
             chosen = _chosen(small, act, value)
-            _histogram(panel, chosen, legend=place == 0)
+            draw_histogram(panel, chosen, legend=place == 0)
             panel.set_title(TITLES[act])
         axes[0].set_ylabel("share of eigenvalues")
         top.supxlabel("log₁₀ |λ| / max|λ|", fontsize=9)
@@ -60,7 +60,8 @@ def _chosen(rows: pd.DataFrame, act: str, value: float | None) -> pd.DataFrame:
     return chosen if value is None else chosen[chosen[OPTION[act]] == value]
 
 
-def _histogram(axes: Axes, rows: pd.DataFrame, *, legend: bool) -> None:
+def draw_histogram(axes: Axes, rows: pd.DataFrame, *, legend: bool) -> None:
+    """Draw the mean shares of rows by half decades below max|λ|, and of zeros at the left."""
     if not len(rows):
         return
     shares = np.mean(np.array(rows["histogram"].tolist()), axis=0)

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, styled
+from hessian_lab.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled
 
 NAME = "hvp_sparsity"
 CAPTION = (
@@ -25,7 +25,6 @@ CAPTION = (
     "P3 Fig. 4."
 )
 # Okabe & Ito (2008), beside the three of the style.
-SKY, GREEN, PURPLE = "#56B4E9", "#009E73", "#CC79A7"
 LOOKS = {
     "ReLU": (VERMILLION, "o"),
     "PE, L=4": (ORANGE, "s"),

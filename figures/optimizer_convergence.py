@@ -1,11 +1,11 @@
-"""Curves of every optimizer at its best rate: full batch against seconds, batches against steps."""
+"""Curves of every optimizer at its best rate, full batch, against seconds."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from hessian_lab.plots.style import CYCLE, styled
 
@@ -23,48 +23,49 @@ TITLES = {
     "tanh": "tanh",
     "wavelet": "wavelet",
 }
-STYLES = ("-", "--")
 
 
 def draw(record: dict[str, Any]) -> Figure:
     """Return the figure of a record, at the width of two columns."""
     rows = pd.DataFrame(record["rows"])
-    parts = [part for part in ("full", "batch") if (rows["part"] == part).any()]
     with styled():
-        figure = Figure(figsize=(7.1, 3.0 * len(parts)), layout="constrained")
-        blocks = figure.subfigures(len(parts), 1, squeeze=False)[:, 0]
-        for block, part in zip(blocks, parts, strict=True):
-            _panels(block, rows[rows["part"] == part], "wall" if part == "full" else "step")
+        figure = Figure(figsize=(7.1, 3.0), layout="constrained")
+        draw_curves(figure, rows, "wall")
     return figure
 
 
-def _panels(block: Any, rows: pd.DataFrame, name: str) -> None:
-    acts = list(dict.fromkeys(rows["act"]))
-    methods = list(dict.fromkeys(rows["method"]))
-    looks = {
-        method: {"color": CYCLE[place % len(CYCLE)], "ls": STYLES[place // len(CYCLE)]}
-        for place, method in enumerate(methods)
-    }
-    panels = block.subplots(1, len(acts), squeeze=False, sharey=name == "step")[0]
+def draw_curves(
+    block: FigureBase, rows: pd.DataFrame, name: str, colors: dict[str, str] | None = None
+) -> list[Axes]:
+    """Draw PSNR against ``wall`` or ``step``, a panel for each activation; return the panels."""
+    acts, methods = list(dict.fromkeys(rows["act"])), list(dict.fromkeys(rows["method"]))
+    looks = colors or dict(zip(methods, CYCLE, strict=False))
+    panels = list(block.subplots(1, len(acts), squeeze=False, sharey=name == "step")[0])
     for panel, act in zip(panels, acts, strict=True):
-        for method in methods:
+        for method, color in looks.items():
             chosen = rows[(rows["act"] == act) & (rows["method"] == method)]
-            _curve(panel, chosen, name, looks[method], method)
+            _curve(panel, chosen, name, color, method)
         panel.set_title(TITLES[act])
         panel.set_xlabel("seconds" if name == "wall" else "step")
     panels[0].set_ylabel("PSNR (dB)")
     handles, labels = panels[0].get_legend_handles_labels()
-    block.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    block.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=len(labels),
+        handlelength=1.2,
+        columnspacing=1.2,
+    )
+    return panels
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, name: str, look: dict[str, str], label: str) -> None:
+def _curve(axes: Axes, rows: pd.DataFrame, name: str, color: str, label: str) -> None:
     curves = [row for row in rows.to_dict("records") if row["psnr"]]
     if not curves:
         return
     length = min(len(row["psnr"]) for row in curves)
     values = np.array([row["psnr"][:length] for row in curves])
     places = np.median([row[name][:length] for row in curves], axis=0)
-    axes.plot(places, np.median(values, axis=0), label=label, lw=1, **look)
-    axes.fill_between(
-        places, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.12, lw=0
-    )
+    axes.plot(places, np.median(values, axis=0), label=label, lw=1, color=color)
+    axes.fill_between(places, values.min(axis=0), values.max(axis=0), color=color, alpha=0.12, lw=0)

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import NullFormatter, PercentFormatter
 
+from hessian_lab.plots.cost import draw_ratios
 from hessian_lab.plots.style import BLUE, CYCLE, ORANGE, styled
 
 NAME = "optimizer_cost"
@@ -31,29 +32,17 @@ def draw(record: dict[str, Any]) -> Figure:
         top, bottom = figure.subfigures(2, 1, height_ratios=[1.25, 1])
         chosen = steps[steps["problem_text"] == problem]
         left, right = top.subplots(1, 2, sharey=True)
-        _bars(left, chosen, "ratio", BLUE, "time per step / Adam's")
-        _bars(right, chosen, "peak_ratio", ORANGE, "peak memory / Adam's")
+        names = chosen["optimizer"].tolist()
+        for panel, column, color, label in (
+            (left, "ratio", BLUE, "time per step / Adam's"),
+            (right, "peak_ratio", ORANGE, "peak memory / Adam's"),
+        ):
+            draw_ratios(panel, names, chosen[column].astype(float).tolist(), color, label)
         top.suptitle(problem, fontsize=9, x=0.01, ha="left")
         grown, share = bottom.subplots(1, 2)
         _growth(grown, rows[rows["kind"] == "dense"])
         _share(share, rows[rows["kind"] == "pairs"])
     return figure
-
-
-def _bars(axes: Axes, rows: pd.DataFrame, name: str, color: str, label: str) -> None:
-    values = rows[name].astype(float).to_numpy()
-    places = np.arange(len(values))
-    axes.barh(places, values, 0.7, color=color)
-    axes.set_xscale("log")
-    axes.set_xlim(0.5 * min(1.0, *values), 3.5 * values.max())
-    axes.axvline(1, color="black", lw=0.6)
-    for place, value in zip(places, values, strict=True):
-        axes.text(max(value, 1.0), float(place), f" {value:.2f}", va="center", fontsize=7)
-    axes.set_yticks(places, rows["optimizer"])
-    axes.set_ylim(len(values) - 0.4, -0.6)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(label)
 
 
 def _growth(axes: Axes, rows: pd.DataFrame) -> None:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, styled
+from hessian_lab.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILLION, styled
 
 CAPTION = (
     "Conditioning of the 1-D task of Chng, Saratchandran & Lucey (2024), Fig. 2: a 2×16 field on "
@@ -28,11 +28,11 @@ LOOKS = {
 METHODS = {
     ("identity", 1.0): ("GD", "black", "o"),
     ("equilibrated", 0.5): ("$D^E$, p=½", BLUE, "s"),
-    ("equilibrated", 1.0): ("$D^E$, p=1", "#56B4E9", "s"),
+    ("equilibrated", 1.0): ("$D^E$, p=1", SKY, "s"),
     ("jacobi", 0.5): ("$D^J$, p=½", VERMILLION, "D"),
     ("jacobi", 1.0): ("$D^J$, p=1", ORANGE, "D"),
-    ("abs-hessian", 0.5): ("|H|, p=½", "#009E73", "^"),
-    ("abs-hessian", 1.0): ("|H|, p=1", "#CC79A7", "^"),
+    ("abs-hessian", 0.5): ("|H|, p=½", GREEN, "^"),
+    ("abs-hessian", 1.0): ("|H|, p=1", PURPLE, "^"),
 }
 SCALES = {
     "none": ("H", "black", "o"),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hessian_lab.plots.style import BLUE, ORANGE, VERMILLION, set_title, styled
+from hessian_lab.plots.style import BLUE, ORANGE, SKY, VERMILLION, set_title, styled
 from hessian_lab.probe.conditioning import ConditionEnclosure
 from hessian_lab.probe.conditions import Conditioning
 
@@ -18,7 +18,7 @@ LOOKS = {
     "identity": ("H", "black", "o"),
     "equilibrated": ("$D^E$: row norms", BLUE, "s"),
     "jacobi": ("$D^J$: |diagonal|", VERMILLION, "D"),
-    "equilibrated_estimated": ("$D^E$, estimated", "#56B4E9", "s"),
+    "equilibrated_estimated": ("$D^E$, estimated", SKY, "s"),
     "jacobi_estimated": ("$D^J$, estimated", ORANGE, "D"),
 }
 # Bounds of all scalings are the same number 1/(n eps): their marks stand side by side, this share

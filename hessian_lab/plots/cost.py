@@ -33,15 +33,16 @@ def plot_cost(
     with styled():
         figure = Figure(figsize=(6.4, 0.9 + 0.24 * len(names)), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
-        _bars(left, times, BLUE, "time per step / Adam's (log)")
-        _bars(right, memory, ORANGE, "peak memory / Adam's (log)")
-        left.set_yticks(np.arange(len(names)), names)
-        left.set_ylim(len(names) - 0.4, -0.6)
+        draw_ratios(left, names, times, BLUE, "time per step / Adam's (log)")
+        draw_ratios(right, names, memory, ORANGE, "peak memory / Adam's (log)")
         set_title(figure, title)
     return figure
 
 
-def _bars(axes: Axes, ratios: Sequence[float], color: str, label: str) -> None:
+def draw_ratios(
+    axes: Axes, names: Sequence[str], ratios: Sequence[float], color: str, label: str
+) -> None:
+    """Draw ratios as bars on a log scale, the first on top; NaN is told as too large."""
     finite = [ratio for ratio in ratios if np.isfinite(ratio)]
     places = np.arange(len(ratios))
     axes.set_xscale("log")
@@ -52,6 +53,8 @@ def _bars(axes: Axes, ratios: Sequence[float], color: str, label: str) -> None:
         known = np.isfinite(ratio)
         text = f" {ratio:.2f}" if known else " too large"
         axes.text(max(ratio, 1.0) if known else 1.0, float(place), text, va="center", fontsize=7)
+    axes.set_yticks(places, names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(label)

@@ -1,7 +1,7 @@
 """One look for every picture: sizes, fonts, colours that colour-blind readers tell apart."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,6 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.2,
     "pdf.fonttype": 42,
-    "savefig.dpi": 300,
 }
 
 
@@ -62,11 +61,20 @@ def set_title(figure: Figure, title: str | None) -> None:
     figure.set_figheight(figure.get_figheight() + LINE_INCHES * (len(lines) - 1))
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.pdf`` and return their paths."""
+def save(
+    figure: Figure, stem: Path, *, endings: Sequence[str] = (".png", ".pdf"), dpi: int = 300
+) -> list[Path]:
+    """Write a figure in some formats and return their paths.
+
+    Args:
+        figure: The figure.
+        stem: Their paths without the ending.
+        endings: Of the formats.
+        dpi: Dots per inch of pixels.
+    """
     make_directory(stem.parent)
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".pdf")]
+    paths = [stem.with_name(stem.name + ending) for ending in endings]
     with styled():
         for path in paths:
-            write_atomically(path, partial(figure.savefig, format=path.suffix[1:]))
+            write_atomically(path, partial(figure.savefig, format=path.suffix[1:], dpi=dpi))
     return paths

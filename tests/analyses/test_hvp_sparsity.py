@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from analyses.hvp_sparsity import FULL, QUICK, STUDY, cells, packed
 from analyses.hvp_sparsity_verdicts import equal_quality, verdicts
-from analyses.study import read_record
 from figures.hvp_sparsity import CAPTION, draw, unpacked
+from figures.records import read
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
 from hessian_lab.signals import load_signal
@@ -38,7 +38,7 @@ CLAIMS = ["C52", "C53", "C54", "C55", "C56", "C57", "C58", "C59", "C61", "C129"]
 def record(tmp_path_factory):
     place = tmp_path_factory.mktemp("study")
     STUDY.run(TINY, out=place)
-    return read_record("hvp_sparsity", place)
+    return read("hvp_sparsity", place)
 
 
 def answers(rows):

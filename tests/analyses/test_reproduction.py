@@ -1,5 +1,6 @@
 from analyses import reproduction
-from analyses.study import RESULTS, Verdict
+from analyses.study import Verdict
+from figures.records import RESULTS
 
 
 def test_the_page_is_what_the_records_say():
@@ -34,8 +35,8 @@ def test_verdicts_name_claims_that_there_are(monkeypatch):
 
 
 def test_records_are_of_full_configurations():
-    from analyses.study import read_record
+    from figures.records import read
 
     for study in reproduction.studies():
         if (RESULTS / f"{study.name}.json").exists():
-            assert read_record(study.name)["kind"] == "full"
+            assert read(study.name)["kind"] == "full"

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from analyses.study import RESULTS, Study, Verdict, read_record
+from analyses.study import Study, Verdict
 from analyses.words import bootstrap_mean, spread
+from figures.records import RESULTS, read
 from hessian_lab.errors import InputError
 
 
@@ -35,7 +36,7 @@ def test_a_record_holds_every_cell_with_its_origin(tmp_path):
     rows = STUDY.run(Config(), out=tmp_path)
     assert list(rows["number"]) == [1, 1, 2, 2, 3, 3]
     assert rows["square"].isna().sum() == 3
-    record = read_record("squares", tmp_path)
+    record = read("squares", tmp_path)
     assert record["config"] == {"numbers": [1, 2, 3]}
     assert record["kind"] == "full"
     assert record["provenance"]["torch"]
@@ -78,7 +79,7 @@ def test_processes_measure_the_same(tmp_path):
 
 def test_a_missing_record_names_its_command(tmp_path):
     with pytest.raises(InputError, match=r"make it with python -m analyses\.squares"):
-        read_record("squares", tmp_path)
+        read("squares", tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "figures", "optimizer_cost", "--records", str(tmp_path)],
         capture_output=True,
