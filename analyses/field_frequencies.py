@@ -20,6 +20,7 @@ from analyses.frequency_verdicts import BANDS, verdicts
 from analyses.study import Row, Study, main
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
+from hessian_lab.measures.derivatives import field_derivatives
 from hessian_lab.probe.hessian import dense_hessian
 from hessian_lab.signal import Signal
 from hessian_lab.training.loop import train
@@ -154,8 +155,8 @@ def _derivatives(config: Config, cell: Row) -> Row:
         )
         run = train(setup, out=Path(directory) / "run")
         signal, model = run.signal(), run.model(run.steps[-1])
-    coords = signal.coords.clone().requires_grad_()
-    gradient, laplacian = derivatives(model, coords)
+    found = field_derivatives(model, signal.coords)
+    gradient, laplacian = found.gradient.sum(dim=1), found.laplacian.sum(dim=1)
     size = config.size
     spacing = float((signal.coords[:, 0].max() - signal.coords[:, 0].min()) / (size - 1))
     image = signal.values.sum(dim=1).view(size, size)
@@ -172,19 +173,6 @@ def _derivatives(config: Config, cell: Row) -> Row:
         "laplacian_correlation": _correlation(curved, second),
         "laplacian_zero": round(float((laplacian == 0).double().mean()), 4),
     }
-
-
-def derivatives(model: nn.Module, coords: Tensor) -> tuple[Tensor, Tensor]:
-    """Return gradient [p, d] and Laplacian [p] of the sum of a field's channels, by autograd."""
-    (gradient,) = torch.autograd.grad(model(coords).sum(), coords, create_graph=True)
-    laplacian = torch.zeros(len(coords), dtype=coords.dtype)
-    for axis in range(coords.shape[1]):
-        if gradient.requires_grad:
-            part = torch.autograd.grad(
-                gradient[:, axis].sum(), coords, retain_graph=True, allow_unused=True
-            )[0]
-            laplacian += 0 if part is None else part[:, axis]
-    return gradient.detach(), laplacian.detach()
 
 
 def _correlation(one: Tensor, other: Tensor) -> float:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -40,6 +40,23 @@ class Store(Protocol[Result]):
 
     def save(self, results: list[Result]) -> None:
         """Write all results, those at earlier steps first."""
+
+
+class _Kept(Generic[Result]):
+    """The results so far by step, written now and then."""
+
+    def __init__(self, store: Store[Result]) -> None:
+        self.store = store
+        self.known = {one.step: one for one in store.known()}
+        self.throttle = Throttle()
+
+    def add(self, result: Result) -> None:
+        self.known[result.step] = result
+        if self.throttle.due:
+            self.throttle.run(self.save)
+
+    def save(self) -> None:
+        self.store.save([self.known[step] for step in sorted(self.known)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,22 +108,15 @@ def along(
     """
     chosen = selected(run.steps, every)
     signal = run.signal()
-    throttle = Throttle()
     with locked(run.path):
-        known = {one.step: one for one in store.known()}
-
-        def save() -> None:
-            store.save([known[step] for step in sorted(known)])
-
+        kept = _Kept(store)
         for step in chosen:
-            if step not in known:
-                known[step] = measure(checkpoint(run, signal, step))
-                if throttle.due:
-                    throttle.run(save)
+            if step not in kept.known:
+                kept.add(measure(checkpoint(run, signal, step)))
             if watch is not None:
-                watch(known[step])
-        save()
-    return [known[step] for step in chosen]
+                watch(kept.known[step])
+        kept.save()
+    return [kept.known[step] for step in chosen]
 
 
 def along_training(
@@ -126,13 +136,10 @@ def along_training(
         InputError: If the run cannot be trained again here.
     """
     chosen = selected(run.steps, every)
-    signal = run.signal()
-    throttle, reason = Throttle(), ""
+    signal, reason = run.signal(), ""
     with locked(run.path):
-        known = {one.step: one for one in store.known()}
-
-        def save() -> None:
-            store.save([known[step] for step in sorted(known)])
+        kept = _Kept(store)
+        known = kept.known
 
         def visit(step: int, model: nn.Module, optimizer: Contract) -> None:
             nonlocal reason
@@ -141,9 +148,7 @@ def along_training(
             except ValueError as error:
                 reason = str(error)
                 return
-            known[step] = measure(checkpoint(run, signal, step), preconditioner)
-            if throttle.due:
-                throttle.run(save)
+            kept.add(measure(checkpoint(run, signal, step), preconditioner))
             if watch is not None:
                 watch(known[step])
 
@@ -153,7 +158,7 @@ def along_training(
         retrace(run, visit, steps=[step for step in chosen if step not in known])
         if not known:
             raise UsageError(f"no checkpoint of {run.path} has a preconditioner: {reason}")
-        save()
+        kept.save()
     return [known[step] for step in chosen if step in known]
 
 

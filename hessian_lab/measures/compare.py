@@ -11,9 +11,8 @@ import pandas as pd
 from hessian_lab.errors import UsageError
 from hessian_lab.training.run import load_run
 from hessian_lab.training.setup import Setup
-from hessian_lab.training.sweep import Sweep, sweep
+from hessian_lab.training.sweep import RATE, SEED, Sweep, rows_of, sweep
 
-RATE, SEED = "lr", "seed"
 CURVES = "compare.csv"
 
 Watch = Callable[[dict[str, Any]], None]
@@ -68,11 +67,7 @@ class Comparison:
         rows = []
         for key, group in self.curves.groupby(list(self.groups), sort=False, dropna=False):
             names: dict[str, Any] = dict(zip(self.groups, key, strict=True))
-            same = np.ones(len(rates), dtype=bool)
-            for name, value in names.items():
-                column = rates[name]
-                same &= ((column == value) | (column.isna() & pd.isna(value))).to_numpy()
-            best = rates[same].iloc[0]
+            best = rows_of(rates, names).iloc[0]
             ends = group.sort_values("step").groupby("seed").last()
             values = ends[self.quantity]
             reached = [self._reached(part, target) for _, part in group.groupby("seed")]
@@ -143,18 +138,11 @@ def compare(
 
 def _best(tuning: Sweep, setups: Sequence[Setup], groups: Sequence[str]) -> list[Setup]:
     """Return one setup for each group, at its best rate."""
-    rates: list[dict[Any, Any]] = tuning.best().to_dict("records")
+    rates = tuning.best()
     found: dict[tuple[Any, ...], Setup] = {}
     for one in setups:
         key = tuple(getattr(one, name) for name in groups)
-        best = [
-            row["lr"]
-            for row in rates
-            if all(
-                row.get(name, value) == value or (pd.isna(row[name]) and value is None)
-                for name, value in zip(groups, key, strict=True)
-            )
-        ]
+        best = rows_of(rates, dict(zip(groups, key, strict=True)))["lr"].tolist()
         if not best:
             told = ", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True))
             raise UsageError(f"a rate must finish with every seed, none does for {told}.")

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,13 +69,25 @@ class Sweep:
         """Tell of each best rate whether it is the first or the last of those tried with it."""
         found = []
         for row in best.to_dict("records"):
-            same = pd.Series(True, index=self.table.index)
-            for name in groups:
-                column = self.table[name]
-                same &= (column == row[name]) | (column.isna() & pd.isna(row[name]))
-            tried = sorted(set(self.table.loc[same, RATE]))
+            same = rows_of(self.table, {name: row[name] for name in groups})
+            tried = sorted(set(same[RATE]))
             found.append(len(tried) > 1 and row[RATE] in (tried[0], tried[-1]))
         return found
+
+
+def rows_of(table: pd.DataFrame, values: Mapping[str, Any]) -> pd.DataFrame:
+    """Return the rows whose columns have these values; what is missing equals what is missing."""
+    same = [
+        all(_same(row[name], value) for name, value in values.items())
+        for row in table.to_dict("records")
+    ]
+    # Of an empty table, an empty list would choose columns.
+    return table.loc[pd.Series(same, index=table.index, dtype=bool)]
+
+
+def _same(one: object, other: object) -> bool:
+    missing = [each is None or each != each for each in (one, other)]
+    return all(missing) or bool(one == other)
 
 
 def sweep(

@@ -4,8 +4,10 @@ import contextlib
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,3 +83,35 @@ def contents(directory, names=TRAINED):
     """Return the bytes and times of files."""
     files = [directory / name for name in names]
     return [(path.name, path.read_bytes(), path.stat().st_mtime_ns) for path in files]
+
+
+@contextlib.contextmanager
+def stopped(directory, *words, sign="resume.pt"):
+    """Start a command, wait until a file is in its run, let the caller stop it, and reap it."""
+    process = started(directory, *words)
+    try:
+        deadline = time.monotonic() + 120
+        while not (directory / "run" / sign).exists():
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        yield process
+        process.out, process.err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def assert_continues(directory, words, sign, *, whole):
+    """Interrupt a measurement of ``whole`` checkpoints; the same command ends as if it were not."""
+    path = directory / "run" / sign
+    with stopped(directory, *words, sign=sign) as process:
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert process.err == "hessian-lab: interrupted. The same command continues.\n"
+    assert 0 < path.read_bytes().count(b'"step"') < whole
+    assert typed(directory, *words).status == 0
+    resumed = path.read_bytes()
+    path.unlink()
+    assert typed(directory, *words).status == 0
+    assert path.read_bytes() == resumed

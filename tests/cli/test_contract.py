@@ -24,7 +24,7 @@ from hessian_lab.cli.main import main
 from hessian_lab.fields import ACTIVATIONS
 from hessian_lab.optim import OPTIMIZERS
 from hessian_lab.signals import SIGNALS
-from tests.cli.terminal import COMMAND, LONG, TINY, contents, started, typed
+from tests.cli.terminal import COMMAND, LONG, TINY, contents, stopped, typed
 from tests.reference import assert_same, autograd_hessian
 
 KEYS = {
@@ -482,23 +482,6 @@ def test_a_reader_that_leaves_gets_no_traceback(words):
 
 
 # Stopped half-way.
-
-
-@contextlib.contextmanager
-def stopped(directory, *words, sign="resume.pt"):
-    """Start a command, wait until a file is in its run, let the caller stop it, and reap it."""
-    process = started(directory, *words)
-    try:
-        deadline = time.monotonic() + 60
-        while not (directory / "run" / sign).exists():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        yield process
-        process.out, process.err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """``sparsity``: what it prints, writes, refuses and leaves alone."""
 
 import re
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ from hessian_lab import Setup, load_run
 from hessian_lab.cli.main import build
 from hessian_lab.cli.sparsity import JOB
 from hessian_lab.training.run import RESULTS
-from tests.cli.terminal import FIELD, TINY, assert_refused, contents, started, typed
+from tests.cli.terminal import FIELD, TINY, assert_continues, assert_refused, contents, typed
 from tests.reference import autograd_hessian
 
 OURS = ("--act", "relu", *TINY, "--optimizer", "adam")
@@ -133,27 +131,7 @@ def test_measuring_twice_computes_nothing(run, monkeypatch):
 def test_an_interrupted_measurement_continues_to_the_same_bytes(tmp_path):
     assert typed(tmp_path, "train", *LONG, "--out", "run").status == 0
     words = ("sparsity", "--run", "run", "--probes", "64", "--quiet")
-    path = tmp_path / "run" / "sparsity.json"
-    process = started(tmp_path, *words)
-    try:
-        deadline = time.monotonic() + 120
-        while not path.exists():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130
-    assert error == "hessian-lab: interrupted. The same command continues.\n"
-    assert 0 < path.read_bytes().count(b'"step"') < 151
-    assert typed(tmp_path, *words).status == 0
-    resumed = path.read_bytes()
-    path.unlink()
-    assert typed(tmp_path, *words).status == 0
-    assert path.read_bytes() == resumed
+    assert_continues(tmp_path, words, "sparsity.json", whole=151)
 
 
 @pytest.mark.parametrize("words", [("--seed", "0"), ("--out", "there")])

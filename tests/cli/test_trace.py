@@ -2,15 +2,21 @@
 
 import re
 import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
 import torch
 
 from hessian_lab import load_run
-from tests.cli.terminal import FIELD, TINY, TRAINED, assert_refused, contents, started, typed
+from tests.cli.terminal import (
+    FIELD,
+    TINY,
+    TRAINED,
+    assert_continues,
+    assert_refused,
+    contents,
+    typed,
+)
 from tests.reference import autograd_hessian
 
 METHODS = ("hutchinson", "hutch++", "xtrace", "exact")
@@ -128,27 +134,7 @@ def test_other_settings_are_measured_anew(run, words):
 def test_an_interrupted_measurement_says_so_and_continues_to_the_same_bytes(tmp_path):
     assert typed(tmp_path, "train", *LONG, "--out", "run").status == 0
     words = ("trace", "--run", "run", "--products", "20", "--method", "hutch++", "--quiet")
-    path = tmp_path / "run" / "trace.json"
-    process = started(tmp_path, *words)
-    try:
-        deadline = time.monotonic() + 120
-        while not path.exists():
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(signal.SIGINT)
-        error = process.communicate(timeout=60)[1]
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 130
-    assert error == "hessian-lab: interrupted. The same command continues.\n"
-    assert 0 < path.read_bytes().count(b'"step"') < 151
-    assert typed(tmp_path, *words).status == 0
-    resumed = path.read_bytes()
-    path.unlink()
-    assert typed(tmp_path, *words).status == 0
-    assert path.read_bytes() == resumed
+    assert_continues(tmp_path, words, "trace.json", whole=151)
 
 
 def test_overwriting_clears_the_results(run):
