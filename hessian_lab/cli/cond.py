@@ -23,6 +23,7 @@ the papers' 1-D experiment, at a rate at which it trains (theirs, 2, runs away).
   hessian-lab cond
   hessian-lab cond --act sine --estimated 10
   hessian-lab cond --every 50 --precision extended
+  hessian-lab cond --optimizer esgd --preconditioned
   hessian-lab cond --run runs/relu_pe-1a2b3c4d --every 10
 
 κ of the Hessian H, and of D^(-1/2) H D^(-1/2) with the norms of the rows (D^E) and with the
@@ -71,6 +72,11 @@ def add_flags(parser: Parser) -> None:
         metavar="N",
         help="seed of the random vectors of --estimated (default 0)",
     )
+    group.add_argument(
+        "--preconditioned",
+        action="store_true",
+        help="also scale by the optimizer's own preconditioner P: trains once more to see it",
+    )
     add_source(parser, job=JOB)
 
 
@@ -114,6 +120,7 @@ def run(args: argparse.Namespace) -> int:
         layers=args.layers,
         estimated=args.estimated,
         seed=seed,
+        preconditioned=args.preconditioned,
     )
     try:
         result = measure_conditions(source, settings, every=args.every, watch=watch)
@@ -140,5 +147,6 @@ def _draw(result: "Conditions") -> list[str]:
         title=figure_title(result.run, settings.matrix),
     )
     method = "extended" if settings.precision == "extended" else "dense"
-    stem = f"conditioning{suffix(method=method, matrix=settings.matrix)}"
+    own = settings.preconditioned
+    stem = f"conditioning{suffix(method=method, matrix=settings.matrix, preconditioned=own)}"
     return [str(path) for path in save(figure, result.run.path / "figures" / stem)]

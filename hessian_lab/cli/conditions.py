@@ -13,6 +13,7 @@ LABELS = {
     "jacobi": "D^J",
     "equilibrated_estimated": "D^E, est.",
     "jacobi_estimated": "D^J, est.",
+    "optimizer": "P",
 }
 
 
@@ -23,6 +24,7 @@ def conditions_table(result: Conditions, *, pictures: list[str]) -> str:
         headline(run),
         f"condition of {NAMES[settings.matrix]} at {len(result.measured)} checkpoints",
         "dense, float64" + _estimates(result),
+        *_own(result),
         "",
         f"{'step':>5} {'loss':>8} {'PSNR dB':>7}  {'scaled by':<9} {_columns()}",
     ]
@@ -44,6 +46,12 @@ def _estimates(result: Conditions) -> str:
     if not settings.estimated:
         return ""
     return f"; est.: from {settings.estimated} products, seed {settings.seed}"
+
+
+def _own(result: Conditions) -> list[str]:
+    if not result.settings.preconditioned:
+        return []
+    return [f"P: the preconditioner of {result.run.setup.optimizer} there, training once more"]
 
 
 def _columns() -> str:

@@ -11,13 +11,20 @@ from torch import nn
 from hessian_lab.errors import UsageError
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
-from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
+from hessian_lab.measures.checkpoints import (
+    Checkpoint,
+    along,
+    along_training,
+    loss_failure,
+    nan_if_none,
+)
 from hessian_lab.measures.planning import dense_bytes, num_parameters
 from hessian_lab.measures.record import Record, suffix
-from hessian_lab.measures.scaled import reordered
+from hessian_lab.measures.scaled import preconditioned_matrix, reordered
 from hessian_lab.names import known
+from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.probe.conditioning import ConditionEnclosure
-from hessian_lab.probe.conditions import Conditioning, conditions
+from hessian_lab.probe.conditions import Conditioning, conditioning, conditions
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian
 from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.linearized import MATRICES, Matrix
@@ -42,6 +49,8 @@ class Settings:
         layers: Whether to measure every layer's block too.
         estimated: Probes of the estimated scalings; 0 for the exact ones alone.
         seed: Of the probes.
+        preconditioned: Whether to scale by the optimizer's own ``P`` too; the run is trained once
+            more for it.
     """
 
     matrix: Matrix = "hessian"
@@ -49,6 +58,7 @@ class Settings:
     layers: bool = False
     estimated: int = 0
     seed: int = 0
+    preconditioned: bool = False
 
     def __post_init__(self) -> None:
         known("matrix", self.matrix, MATRICES)
@@ -69,7 +79,8 @@ class ConditionAt:
         psnr: Likewise, in dB; NaN where it is not defined.
         loss_error: The difference between the loss recorded and computed again.
         scaled: ``identity`` for the matrix itself, ``equilibrated`` for ``D^E``, ``jacobi`` for
-            ``D^J``, and ``equilibrated_estimated``, ``jacobi_estimated`` from products.
+            ``D^J``, ``equilibrated_estimated`` and ``jacobi_estimated`` from products, and
+            ``optimizer`` for the optimizer's own preconditioner.
         exact: What is proven of κ, where asked for.
         layers: ``scaled`` of the layers' blocks, where asked for.
     """
@@ -138,10 +149,13 @@ def measure_conditions(
     In double precision, whatever the training's: ``p n² + 4 n³`` operations per checkpoint. With
     ``precision="extended"`` the true κ too, with proof, some seconds at 300 parameters. Writes
     ``cond.json`` beside the trajectory, also half-way; what is there already is not measured again.
+    With ``preconditioned``, checkpoints before the optimizer has a preconditioner are left out.
 
     Raises:
         UsageError: For extended precision without python-flint, of more than 500 parameters, or of
-            a module, loss or activation that it does not know.
+            a module, loss or activation that it does not know; or for an optimizer that has no
+            preconditioner.
+        InputError: If a run cannot be trained again here, as ``preconditioned`` asks.
         ResourceError: If the matrix does not fit, before it is allocated.
     """
     settings = settings or Settings()
@@ -150,10 +164,20 @@ def measure_conditions(
         require_extended(model, run.setup.act)
         _require_exact(model, run.loss)
     method = "extended" if settings.precision == "extended" else "dense"
-    kind = suffix(method=method, matrix=settings.matrix, layers=settings.layers)
-    measured = along(
+    kind = suffix(
+        method=method,
+        matrix=settings.matrix,
+        layers=settings.layers,
+        preconditioned=settings.preconditioned,
+    )
+
+    def measure(one: Checkpoint, preconditioner: Preconditioner | None = None) -> ConditionAt:
+        return _measure(one, run, settings, preconditioner)
+
+    go = along_training if settings.preconditioned else along
+    measured = go(
         run,
-        lambda one: _measure(one, run, settings),
+        measure,
         every=every,
         store=Record(
             run,
@@ -211,7 +235,9 @@ def _require_exact(model: nn.Module, loss: Loss) -> None:
     require_exact(model, loss)
 
 
-def _measure(one: Checkpoint, run: Run, settings: Settings) -> ConditionAt:
+def _measure(
+    one: Checkpoint, run: Run, settings: Settings, preconditioner: Preconditioner | None
+) -> ConditionAt:
     model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
     dense = dense_ggn if settings.matrix == "ggn" else dense_hessian
     matrix = dense(model, run.loss, signal)
@@ -225,12 +251,17 @@ def _measure(one: Checkpoint, run: Run, settings: Settings) -> ConditionAt:
             layers[name] = conditions(block, again=other, **probes)
     finite = bool(matrix.isfinite().all())
     exact = finite and settings.precision == "extended"
+    scaled = conditions(matrix, again=again, **probes)
+    if preconditioner is not None:
+        # The last use of both matrices: they may be overwritten.
+        other, rounding = preconditioned_matrix(preconditioner, matrix, again)
+        scaled["optimizer"] = conditioning(other, rounding=rounding)
     return ConditionAt(
         step=one.step,
         loss=one.loss,
         psnr=one.psnr,
         loss_error=one.loss_error,
-        scaled=conditions(matrix, again=again, **probes),
+        scaled=scaled,
         exact=_intervals(model, run, signal, settings.matrix) if exact else {},
         layers=layers,
     )

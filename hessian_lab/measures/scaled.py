@@ -39,7 +39,7 @@ def preconditioned_matrix(
         2 * 8 * matrix.numel(),
         f"The preconditioned matrix of size {len(matrix)}",
         device=matrix.device,
-        cure="Pass --method slq.",
+        cure="Measure a smaller network, or its density: eigs --method slq.",
     )
     if preconditioner.scale is not None:
         root = preconditioner.scale.to(matrix).rsqrt()

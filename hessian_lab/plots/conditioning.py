@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from hessian_lab.plots.style import BLUE, ORANGE, SKY, VERMILLION, set_title, styled
+from hessian_lab.plots.style import BLUE, GREEN, ORANGE, SKY, VERMILLION, set_title, styled
 from hessian_lab.probe.conditioning import ConditionEnclosure
 from hessian_lab.probe.conditions import Conditioning
 
@@ -20,10 +20,12 @@ LOOKS = {
     "jacobi": ("$D^J$: |diagonal|", VERMILLION, "D"),
     "equilibrated_estimated": ("$D^E$, estimated", SKY, "s"),
     "jacobi_estimated": ("$D^J$, estimated", ORANGE, "D"),
+    "optimizer": ("P: the optimizer's", GREEN, "o"),
 }
 # Bounds of all scalings are the same number 1/(n eps): their marks stand side by side, this share
 # of the axis apart.
 APART = 0.02
+MIN_DECADES = 2.5
 # Checkpoints that are marked one by one, and marks of longer curves.
 MOST_MARKS = 12
 
@@ -56,11 +58,12 @@ def plot_conditioning(
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         places = np.asarray(steps)
-        for name, curve in scaled.items():
-            kappas = np.array([one.kappa for one in curve])
-            _draw(left, name, places, np.log10(kappas), [one.resolved for one in curve])
-            tenths = np.array([one.eff10 for one in curve])
-            _draw(right, name, places, np.log10(tenths), [one.eff10_resolved for one in curve])
+        for rank, (name, curve) in enumerate(scaled.items()):
+            apart = APART * (rank - (len(scaled) - 1) / 2) * (np.ptp(places) or 1)
+            kappas = np.log10([one.kappa for one in curve])
+            _draw(left, name, places, kappas, [one.resolved for one in curve], apart)
+            tenths = np.log10([one.eff10 for one in curve])
+            _draw(right, name, places, tenths, [one.eff10_resolved for one in curve], apart)
         for name, intervals in (exact or {}).items():
             middles = [one.log10 if np.isfinite(one.log10) else np.nan for one in intervals]
             marker = LOOKS[name][2] if len(steps) <= MOST_MARKS else None
@@ -82,8 +85,12 @@ def _draw(
     steps: np.ndarray,  # type: ignore[type-arg]
     logs: np.ndarray,  # type: ignore[type-arg]
     resolved: Sequence[bool],
+    apart: float,
 ) -> None:
-    """Draw values solid and bounds dotted; a piece of curve between the two is a bound."""
+    """Draw values solid and bounds dotted, marks of these so far apart from their step.
+
+    A piece of curve between a value and a bound is a bound.
+    """
     _, color, marker = LOOKS[name]
     known = np.asarray(resolved, dtype=bool)
     axes.plot(steps, logs, ":", lw=0.9, color=color)
@@ -93,8 +100,7 @@ def _draw(
     shown[::stride] = True
     axes.plot(steps[known & shown], logs[known & shown], marker, ms=3.5, color=color)
     bounds = ~known & shown
-    offset = APART * (list(LOOKS).index(name) - 1) * (np.ptp(steps) or 1)
-    axes.plot(steps[bounds] + offset, logs[bounds], "^", ms=4, mfc="white", color=color)
+    axes.plot(steps[bounds] + apart, logs[bounds], "^", ms=4, mfc="white", color=color)
 
 
 def _scale(axes: Axes) -> None:
@@ -103,6 +109,11 @@ def _scale(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda log, _: f"$10^{{{log:.0f}}}$"))
     axes.set_xlabel("optimizer step")
     axes.margins(y=0.12)
+    # Ticks are whole decades: there must be two.
+    low, high = axes.get_ylim()
+    if high - low < MIN_DECADES:
+        middle = round((low + high) / 2)
+        axes.set_ylim(middle - MIN_DECADES / 2, middle + MIN_DECADES / 2)
 
 
 def _legend(names: Mapping[str, object], *, bounds: bool, proven: bool) -> list[Line2D]:

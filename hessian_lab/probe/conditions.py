@@ -64,7 +64,7 @@ def conditions(
         and ``jacobi_estimated``. All numbers are NaN for a matrix that is not finite.
     """
     if not matrix.isfinite().all():
-        return dict.fromkeys(NAMES, Conditioning(math.nan, False, math.nan, math.nan, False, 0))
+        return dict.fromkeys(NAMES, conditioning(matrix))
     scalings = {
         "equilibrated": scaling(torch.linalg.vector_norm(matrix, dim=1)),
         "jacobi": scaling(matrix.diagonal()),
@@ -85,7 +85,8 @@ def conditions(
         scaled, error = parts
         assert scaled is not None
         rounding = 0.0 if error is None else SAFETY * float(torch.linalg.matrix_norm(error))
-        return _conditioning(scaled, rounding, 0 if one is None else one.num_unscaled)
+        num_unscaled = 0 if one is None else one.num_unscaled
+        return conditioning(scaled, rounding=rounding, num_unscaled=num_unscaled)
 
     return {"identity": told(None)} | {name: told(one) for name, one in scalings.items()}
 
@@ -95,7 +96,16 @@ def _scaled(matrix: Tensor, one: Scaling) -> Tensor:
     return root.unsqueeze(1) * matrix * root
 
 
-def _conditioning(matrix: Tensor, rounding: float, num_unscaled: int) -> Conditioning:
+def conditioning(matrix: Tensor, *, rounding: float = 0.0, num_unscaled: int = 0) -> Conditioning:
+    """Return what double precision tells of κ of one symmetric matrix.
+
+    Args:
+        matrix: Dense [n, n], float64; ``4/3 n³`` operations.
+        rounding: What is known of its error in the 2-norm; n · eps · max|λ| is presumed anyway.
+        num_unscaled: Of the scaling that made it.
+    """
+    if not matrix.isfinite().all():
+        return Conditioning(math.nan, False, math.nan, math.nan, False, 0)
     found = spectrum(matrix, rounding=rounding)
     largest, floor = found.spectral_radius, found.tolerance
     quantile = float(torch.quantile(found.magnitudes, QUANTILE))

@@ -140,6 +140,18 @@ def test_an_interrupted_measurement_says_so_and_continues_to_the_same_bytes(tmp_
     assert_continues(tmp_path, words, "cond.json", whole=401)
 
 
+def test_the_optimizers_own_preconditioner_is_a_row_of_its_own(tmp_path):
+    words = ("cond", *SMALL, "--optimizer", "adam", "--lr", "0.01", "--preconditioned", "--out")
+    told = typed(tmp_path, *words, "run", "--quiet")
+    assert told.status == 0
+    assert "P: the preconditioner of adam there, training once more" in told.out
+    assert told.out.count("  P  ") == 3
+    assert (tmp_path / "run/figures/conditioning-preconditioned.png").exists()
+    found = typed(tmp_path, "cond", "--run", "run", "--preconditioned", "--json").json
+    assert found["preconditioned"]
+    assert all("optimizer" in one["scaled"] for one in found["spectra"])
+
+
 def test_overwriting_clears_the_results(run):
     for words in ((), ("--matrix", "ggn"), ("--layers",), ("--matrix", "ggn", "--layers")):
         assert typed(run.parent, "cond", "--run", "run", *words, "--every", "9").status == 0

@@ -5,6 +5,8 @@ import torch
 import hessian_lab.measures.eigenvalues as module
 from hessian_lab.errors import UsageError
 from hessian_lab.losses import mse
+from hessian_lab.measures.conditioning import Settings as ConditionSettings
+from hessian_lab.measures.conditioning import measure_conditions
 from hessian_lab.measures.eigenvalues import measure_eigenvalues
 from hessian_lab.measures.estimates import Settings, measure_estimates
 from hessian_lab.measures.scaled import preconditioned_matrix, reordered
@@ -52,6 +54,33 @@ def test_the_spectrum_is_that_of_the_optimizers_own_preconditioner(name, tmp_pat
 def test_an_optimizer_without_a_preconditioner_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"no checkpoint of .* SGD has no preconditioner"):
         measure_eigenvalues(run_of("sgd", tmp_path), preconditioned=True)
+
+
+def test_condition_numbers_hold_those_of_the_preconditioned_spectrum(tmp_path):
+    run = run_of("adam", tmp_path)
+    spectra = {
+        one.step: one.spectrum for one in measure_eigenvalues(run, preconditioned=True).measured
+    }
+    found = measure_conditions(run, ConditionSettings(preconditioned=True))
+    plain = measure_conditions(run)
+
+    assert [one.step for one in found.measured] == list(spectra)
+    for one in found.measured:
+        own, spectrum = one.scaled["optimizer"], spectra[one.step]
+        assert own.kappa == pytest.approx(spectrum.condition_number, rel=1e-6)
+        assert own.resolved == spectrum.condition_number_resolved
+        assert own.num_below == spectrum.numerical_zeros
+        (same,) = [each for each in plain.measured if each.step == one.step]
+        assert same.scaled == {name: one.scaled[name] for name in same.scaled}
+    assert (run.path / "cond-preconditioned.json").exists()
+    assert (
+        measure_conditions(run, ConditionSettings(preconditioned=True)).measured == found.measured
+    )
+
+
+def test_condition_numbers_of_an_optimizer_without_a_preconditioner_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="SGD has no preconditioner"):
+        measure_conditions(run_of("sgd", tmp_path), ConditionSettings(preconditioned=True))
 
 
 def test_a_killed_measurement_goes_on(tmp_path, monkeypatch):

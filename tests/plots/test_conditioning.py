@@ -104,6 +104,21 @@ def test_bounds_of_the_same_height_do_not_hide_each_other():
     assert len(set(np.round(places, 3))) == 3
 
 
+@pytest.mark.parametrize("exponent", [9.0, 13.15, 0.0])
+def test_decades_are_told_once_where_all_values_are_alike(exponent):
+    scaled = {"identity": [entry(10.0**exponent, False)] * 6}
+    axes = plot_conditioning(scaled, steps=STEPS).axes[0]
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    told = [
+        text.get_text()
+        for place, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
+        if low <= place <= high
+    ]
+    assert len(told) == len(set(told)) >= 2
+    assert low < exponent < high
+
+
 @pytest.mark.parametrize(
     ("case", "more"),
     [("resolved", []), ("bounds", ["lower bound"]), ("singular", ["lower bound", "κ, proven"])],
