@@ -26,6 +26,7 @@ STUDIES = (
     "hvp_sparsity",
     "optimizer_convergence",
     "stochastic_convergence",
+    "adam_ablation",
     "convergence_rates",
     "field_frequencies",
     "optimizer_cost",

@@ -19,6 +19,7 @@ NAMES = (
     "hvp_sparsity",
     "optimizer_convergence",
     "stochastic_convergence",
+    "adam_ablation",
     "optimizer_cost",
     "convergence_rates",
     "field_frequencies",

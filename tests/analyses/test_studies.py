@@ -11,7 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import activation_spectra, optimizer_convergence, stochastic_convergence
+from analyses import (
+    activation_spectra,
+    adam_ablation,
+    optimizer_convergence,
+    stochastic_convergence,
+)
 from figures.__main__ import draw
 from hessian_lab.probe.spectrum import Spectrum
 from hessian_lab.training.files import finite
@@ -35,6 +40,9 @@ MINIATURES = {
     "optimizer_convergence": lambda study, _: replace(study.quick, shape=(1, 4), size=6, steps=3),
     "stochastic_convergence": lambda study, _: replace(
         study.full, shape=(1, 4), batch_size=16, size=8, steps=3, epochs=1, seeds=(1,)
+    ),
+    "adam_ablation": lambda study, _: replace(
+        study.quick, shape=(1, 4), size=8, batch_size=16, steps=4
     ),
     "wide_spectra": lambda study, _: replace(
         study.quick,
@@ -193,3 +201,21 @@ def test_runs_that_both_diverged_are_as_good_as_each_other():
     (found,) = [one for one in study.verdicts(pd.DataFrame(rows)) if one.claim == "C92"]
     assert found.answer == "holds"
     assert "nan" not in found.measured
+
+
+def ablation(**dB):
+    """Return rows of an ablation in which these preconditioners end there, others at 10 dB."""
+    rows = [
+        {"act": "sine", "preconditioner": name, "momentum": momentum, "seed": 1, "image": "camera"}
+        | {"shape": "4×64", "steps": 9, "at_edge": False, "psnr": dB.get(name, 10.0)}
+        for name in adam_ablation.RATES
+        for momentum in (0.0, 0.9)
+    ]
+    return adam_ablation.STUDY, rows
+
+
+def test_the_diagonal_must_recover_what_signs_do_not():
+    assert answer_of(*ablation(moment=20.0, **{"ggn ½": 19.0}), "C67") == "holds"
+    assert answer_of(*ablation(moment=20.0, **{"ggn ½": 17.0}), "C67") == "does not hold"
+    assert answer_of(*ablation(moment=20.0, sign=20.0, **{"ggn 1": 19.0}), "C67") == "does not hold"
+    assert answer_of(*ablation(), "C67") == "does not hold"
