@@ -1,5 +1,10 @@
 """Coordinate networks: activations, encodings, initialisations and the network itself."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
 # name -> the function that builds the activation from (omega, sigma); resolved on use, so that the
 # command line can name them without importing torch.
 ACTIVATIONS = {
@@ -24,3 +29,19 @@ FIELD_DEFAULTS: dict[str, dict[str, float | int | str]] = {
 }
 
 INITIALISATIONS = ("siren", "kaiming", "xavier_normal")
+
+
+def per_layer(name: str, value: T | Sequence[T], depth: int) -> tuple[T, ...]:
+    """Return one value for each hidden layer, of one for all or a sequence of one for each.
+
+    Raises:
+        ValueError: If a sequence has another length than ``depth``.
+    """
+    if not isinstance(value, tuple | list):
+        return (value,) * depth  # type: ignore[return-value]
+    if len(value) != depth:
+        raise ValueError(
+            f"{name} must be one for all hidden layers, or one for each of {depth}, "
+            f"got {len(value)}."
+        )
+    return tuple(value)

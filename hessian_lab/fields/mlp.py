@@ -1,12 +1,13 @@
 """The coordinate network."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS
+from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS, per_layer
 from hessian_lab.fields.activations import Activation
 from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.initialisation import initialise
@@ -23,17 +24,23 @@ class CoordinateMLP(nn.Module):
     Args:
         num_inputs: Coordinates per point ``d``.
         num_outputs: Channels ``c``.
-        activation: The nonlinearity after every hidden map.
+        activation: The nonlinearity after every hidden map, or one for each, first to last.
         width: Units per hidden layer.
         depth: Hidden layers.
         octaves: Octaves of the positional encoding; 0 feeds the coordinates as they are.
+
+    Attributes:
+        activations: The nonlinearity of each hidden layer, first to last.
+
+    Raises:
+        ValueError: If there are several activations, but not one for each hidden layer.
     """
 
     def __init__(
         self,
         num_inputs: int,
         num_outputs: int,
-        activation: Activation,
+        activation: Activation | Sequence[Activation],
         *,
         width: int,
         depth: int,
@@ -42,13 +49,32 @@ class CoordinateMLP(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activations = per_layer("activation", activation, depth)
         self.octaves = octaves
         sizes = [num_inputs * (1 + 2 * octaves), *[width] * depth, num_outputs]
         self.layers = nn.ModuleList(
             nn.utils.skip_init(nn.Linear, fan_in, fan_out, dtype=dtype, device=device or "cpu")
             for fan_in, fan_out in pairwise(sizes)
         )
+
+    @property
+    def activation(self) -> Activation:
+        """The nonlinearity, where all hidden layers have the same.
+
+        Raises:
+            ValueError: If they have not; ``activations`` has that of each.
+        """
+        kinds = set(self.activations)
+        if len(kinds) != 1:
+            raise ValueError(
+                f"activation must be the same in all hidden layers, there are {len(kinds)}. "
+                "Use activations, which has that of each."
+            )
+        return self.activations[0]
+
+    @activation.setter
+    def activation(self, activation: Activation) -> None:
+        self.activations = (activation,) * len(self.activations)
 
     @property
     def maps(self) -> list[nn.Linear]:
@@ -59,8 +85,8 @@ class CoordinateMLP(nn.Module):
         """Return the values [p, c] at coordinates [p, d]."""
         *hidden, last = self.layers
         state = encode(coords, self.octaves)
-        for layer in hidden:
-            state = self.activation.value(layer(state))
+        for layer, activation in zip(hidden, self.activations, strict=True):
+            state = activation.value(layer(state))
         return last(state)  # type: ignore[no-any-return]
 
 
@@ -71,7 +97,7 @@ def make_field(
     *,
     width: int = 16,
     depth: int = 4,
-    omega: float | None = None,
+    omega: float | Sequence[float] | None = None,
     sigma: float | None = None,
     octaves: int | None = None,
     init: str | None = None,
@@ -90,7 +116,8 @@ def make_field(
         num_outputs: Channels.
         width: Units per hidden layer.
         depth: Hidden layers; 0 is one linear map.
-        omega: Angular frequency of sine, wavelet and sinc, per unit of pre-activation.
+        omega: Angular frequency of sine, wavelet and sinc, per unit of pre-activation; one number,
+            or one for each hidden layer.
         sigma: Width of the Gaussian and of the wavelet, in units of pre-activation.
         octaves: Octaves of the encoding of relu_pe.
         init: One of ``INITIALISATIONS``.
@@ -99,7 +126,8 @@ def make_field(
         device: Of the parameters.
 
     Raises:
-        ValueError: For an unknown name or a size, ω or σ out of range.
+        ValueError: For an unknown name, a size, ω or σ out of range, or several ω that are not one
+            for each hidden layer.
     """
     known("act", name, ACTIVATIONS)
     given = {"omega": omega, "sigma": sigma, "octaves": octaves, "init": init}
@@ -109,17 +137,14 @@ def make_field(
     }
     known("init", chosen["init"], INITIALISATIONS)
     _check_sizes(num_inputs, num_outputs, width, depth)
-    scales = {key: float(chosen[key]) for key in ("omega", "sigma") if key in chosen}
-    for key, value in scales.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{key} must be positive and finite, got {value}.")
+    _check_scales(chosen)
     num_octaves = chosen.get("octaves", 0)
     if num_octaves < 0:
         raise ValueError(f"octaves must be at least 0, got {num_octaves}.")
     field = CoordinateMLP(
         num_inputs,
         num_outputs,
-        resolve(ACTIVATIONS[name])(**scales),
+        _activations(name, chosen, depth),
         width=width,
         depth=depth,
         octaves=num_octaves,
@@ -127,8 +152,27 @@ def make_field(
         device=device,
     )
     generator = torch.Generator().manual_seed(seed)
-    initialise(field.maps, chosen["init"], omega=scales.get("omega"), generator=generator)
+    initialise(field.maps, chosen["init"], omega=chosen.get("omega"), generator=generator)
     return field
+
+
+def _activations(name: str, chosen: dict[str, Any], depth: int) -> tuple[Activation, ...]:
+    """Return the activation of each hidden layer; layers of one ω share theirs."""
+    build = resolve(ACTIVATIONS[name])
+    sigma = {"sigma": float(chosen["sigma"])} if "sigma" in chosen else {}
+    if "omega" not in chosen:
+        return (build(**sigma),) * depth
+    omegas = [float(omega) for omega in per_layer("omega", chosen["omega"], depth)]
+    made = {omega: build(omega=omega, **sigma) for omega in dict.fromkeys(omegas)}
+    return tuple(made[omega] for omega in omegas)
+
+
+def _check_scales(chosen: dict[str, Any]) -> None:
+    for key in ("omega", "sigma"):
+        given = chosen.get(key, ())
+        for value in given if isinstance(given, tuple | list) else (given,):
+            if not 0 < float(value) < float("inf"):
+                raise ValueError(f"{key} must be positive and finite, got {float(value)}.")
 
 
 def _check_sizes(num_inputs: int, num_outputs: int, width: int, depth: int) -> None:

@@ -172,8 +172,8 @@ def run_pass(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Ten
     state = encode(coords, model.octaves)
     ones = state.new_ones(len(state), 1)
     inputs, slopes, seconds = [torch.cat([state, ones], dim=1)], [], []
-    for layer in maps[:-1]:
-        state, first, second = model.activation.jet(torch.addmm(layer.bias, state, layer.weight.T))
+    for layer, activation in zip(maps[:-1], model.activations, strict=True):
+        state, first, second = activation.jet(torch.addmm(layer.bias, state, layer.weight.T))
         inputs.append(torch.cat([state, ones], dim=1))
         slopes.append(first)
         seconds.append(second)

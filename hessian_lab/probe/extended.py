@@ -12,6 +12,7 @@ from itertools import product
 import torch
 
 from hessian_lab.errors import UsageError
+from hessian_lab.fields import per_layer
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss, bce, mse
 from hessian_lab.names import known
@@ -43,12 +44,12 @@ class Formula:
 
     Attributes:
         act: One of ``JETS``.
-        omega: ω of sine and wavelet.
+        omega: ω of sine and wavelet; one, or one for each hidden layer.
         sigma: σ of gaussian and wavelet.
     """
 
     act: str
-    omega: float | None = None
+    omega: float | tuple[float, ...] | None = None
     sigma: float | None = None
 
     def __post_init__(self) -> None:
@@ -57,9 +58,10 @@ class Formula:
             if getattr(self, name) is None:
                 raise ValueError(f"{name} must be given for {self.act}, got None.")
 
-    def jet(self, z: arb) -> Jet:
-        """Return φ(z), φ′(z), φ″(z)."""
-        return JETS[self.act](z, arb(self.omega or 0), arb(self.sigma or 0))
+    def jet(self, z: arb, layer: int = 0) -> Jet:
+        """Return φ(z), φ′(z), φ″(z) of a hidden layer, counted from 0."""
+        omega = self.omega[layer] if isinstance(self.omega, tuple) else self.omega
+        return JETS[self.act](z, arb(omega or 0), arb(self.sigma or 0))
 
 
 def exact_condition_numbers(
@@ -156,6 +158,8 @@ class _Field:
     """The weights of a field as exact numbers."""
 
     def __init__(self, model: CoordinateMLP, formula: Formula) -> None:
+        # What has another length is no formula of this field.
+        per_layer("omega", formula.omega, len(model.maps) - 1)
         self.formula = formula
         self.octaves = model.octaves
         self.slots = slots_of(model)
@@ -179,7 +183,7 @@ class _Field:
             sums = (weight * _column(state)).entries()
             state = [total + offset for total, offset in zip(sums, bias, strict=True)]
             if len(inputs) < len(self.weights):
-                jets = [self.formula.jet(z) for z in state]
+                jets = [self.formula.jet(z, len(inputs) - 1) for z in state]
                 state = [jet[0] for jet in jets]
                 slopes.append([jet[1] for jet in jets])
                 seconds.append([jet[2] for jet in jets])

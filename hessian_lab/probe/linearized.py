@@ -98,10 +98,8 @@ class LinearizedField:
         # The first map takes its bias as a last column: it is too thin for that to cost anything.
         self.inputs, self.slopes = [torch.cat([state, ones], dim=1)], []
         seconds: list[Tensor] = []
-        for layer in model.maps[:-1]:
-            state, first, second = model.activation.jet(
-                torch.addmm(layer.bias, state, layer.weight.T)
-            )
+        for layer, activation in zip(model.maps[:-1], model.activations, strict=True):
+            state, first, second = activation.jet(torch.addmm(layer.bias, state, layer.weight.T))
             self.inputs.append(state)
             self.slopes.append(first)
             if self.full:

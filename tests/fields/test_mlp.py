@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from hessian_lab.fields import ACTIVATIONS
-from hessian_lab.fields.activations import tanh
+from hessian_lab.fields.activations import sine, tanh
 from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.mlp import CoordinateMLP, make_field
 from tests.reference import assert_same
@@ -193,6 +193,56 @@ def test_a_network_of_ones_own_takes_any_activation():
     assert_same(network(coords).detach(), expected, roundings=10)
 
 
+def test_every_hidden_layer_has_the_omega_of_its_own():
+    coords = points(40, 2)
+    field = make_field("sine", 2, 2, depth=3, width=7, omega=(40.0, 3.0, 11.0), seed=2)
+    parameters = [value.detach().numpy() for value in field.parameters()]
+
+    state = coords.numpy()
+    for omega, weight, bias in zip((40, 3, 11), parameters[::2], parameters[1::2], strict=False):
+        state = np.sin(omega * (state @ weight.T + bias))
+    expected = torch.from_numpy(state @ parameters[-2].T + parameters[-1])
+    assert_same(field(coords).detach(), expected, roundings=1e4)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_one_omega_for_all_is_that_omega_for_each(depth):
+    coords, kinds = points(9, 2), {"depth": depth, "seed": 4}
+    one, each = (make_field("wavelet", 2, 1, omega=o, **kinds) for o in (7.0, [7] * depth))
+
+    assert torch.equal(flat(one), flat(each))
+    assert torch.equal(one(coords), each(coords))
+    assert depth == 0 or each.activation is each.activations[-1]
+
+
+def test_siren_weights_reach_the_bound_of_their_own_omega():
+    omegas = (3000.0, 300.0, 30.0)
+    field = make_field("sine", 2, 90, width=150, depth=3, omega=omegas, seed=3)
+    # The read-out has no sine, and takes the ω of the layer that feeds it.
+    bounds = [1 / 2, *(math.sqrt(6 / 150) / omega for omega in (300, 30, 30))]
+
+    for layer, bound in zip(field.maps, bounds, strict=True):
+        largest = float(layer.weight.detach().abs().max())
+        assert 0.98 * bound < largest <= bound
+        variance = float(layer.weight.detach().square().mean())
+        assert variance == pytest.approx(bound**2 / 3, rel=0.2)
+
+
+def test_a_network_of_ones_own_takes_one_activation_for_each_layer():
+    network = CoordinateMLP(1, 1, [tanh(), sine(2.0)], width=1, depth=2, dtype=torch.float64)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.fill_(0.5)
+    expected = 0.5 * math.sin(2 * (0.5 * math.tanh(0.5 * 0.2 + 0.5) + 0.5)) + 0.5
+
+    found = float(network(torch.tensor([[0.2]], dtype=torch.float64)))
+    assert found == pytest.approx(expected, rel=1e-15)
+    with pytest.raises(ValueError, match="the same in all hidden layers, there are 2"):
+        network.activation  # noqa: B018
+    network.activation = tanh()
+    assert len(network.activations) == 2
+
+
 def weight_law(init, omega, index, fan_in, fan_out):
     """Return the distribution that a weight is drawn from, by scipy."""
     if init == "xavier_normal":
@@ -329,6 +379,14 @@ def test_the_global_generator_is_neither_read_nor_moved(name):
         ("wavelet", {"sigma": -0.1}, "sigma must be positive and finite, got -0.1."),
         ("gaussian", {"sigma": math.nan}, "sigma must be positive and finite, got nan."),
         ("relu_pe", {"octaves": -1}, "octaves must be at least 0, got -1."),
+        (
+            "sine",
+            {"omega": (30.0, 30.0, 30.0)},
+            "omega must be one for all hidden layers, or one for each of 4, got 3.",
+        ),
+        ("sine", {"omega": (), "depth": 1}, "one for each of 1, got 0."),
+        ("sine", {"omega": (30.0,), "depth": 0}, "one for each of 0, got 1."),
+        ("sine", {"omega": (1.0, -2.0), "depth": 2}, "omega must be positive and finite, got -2.0"),
     ],
 )
 def test_refuses(name, given, message):

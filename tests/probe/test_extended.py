@@ -177,6 +177,18 @@ def test_the_papers_field_is_as_the_pilots_found_it(
     assert found["jacobi"].log10 - kappa == pytest.approx(by_jacobi, abs=0.06)
 
 
+def test_layers_of_their_own_omega_hold_the_hessian_of_autograd():
+    omegas = (2.0, 5.0)
+    model, signal = make_field("sine", 2, 1, width=3, depth=2, omega=omegas, seed=1), points(6)
+    found = middles(interval_hessian(model, mse, signal, Formula("sine", omega=omegas)))
+    assert_same(found, autograd_hessian(model, mse, signal))
+    for wrong in ((5.0, 2.0), 2.0):
+        with pytest.raises(ValueError, match="formula must be the activation of the model"):
+            interval_hessian(model, mse, signal, Formula("sine", omega=wrong))
+    with pytest.raises(ValueError, match="omega must be one .* for each of 2, got 3"):
+        interval_hessian(model, mse, signal, Formula("sine", omega=(2.0, 5.0, 1.0)))
+
+
 def test_a_field_with_dead_units_is_proven_singular():
     model, signal = field_of("relu"), points(7)
     with torch.no_grad():

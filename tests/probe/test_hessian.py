@@ -8,7 +8,10 @@ from hessian_lab.fields.mlp import CoordinateMLP, make_field
 from hessian_lab.losses import bce, mse
 from hessian_lab.probe import hessian as hessian_module
 from hessian_lab.probe import kept_graph
+from hessian_lab.probe.closed_diagonal import exact_diagonal
 from hessian_lab.probe.closed_form import temporary_numbers
+from hessian_lab.probe.closed_rows import exact_row_norms
+from hessian_lab.probe.curvature import HessianOperator
 from hessian_lab.probe.hessian import dense_hessian, has_closed_form, hessian_terms
 from hessian_lab.probe.kept_graph import hessian_rows, symmetrize
 from tests.reference import assert_same, autograd_hessian, points, small_field
@@ -150,6 +153,16 @@ def test_terms_sum_to_the_hessian_and_each_is_symmetric(act):
         assert torch.equal(term, term.T)
     whole = dense_hessian(model, mse, signal)
     assert_same(terms.ggn + terms.activation + terms.cross, whole, roundings=100)
+
+
+@pytest.mark.parametrize("act", ["sine", "wavelet", "sinc"])
+def test_layers_of_their_own_omega_have_the_hessian_of_autograd(act):
+    signal, model = points(num_outputs=2), small_field(act, 2, depth=3, omega=(11.0, 2.0, 5.0))
+    expected = autograd_hessian(model, mse, signal)
+    assert_same(dense_hessian(model, mse, signal), expected)
+    assert_same(HessianOperator(model, mse, signal).dense(), expected)
+    assert_same(exact_diagonal(model, mse, signal), expected.diagonal())
+    assert_same(exact_row_norms(model, mse, signal), expected.norm(dim=1))
 
 
 def test_ggn_is_the_jacobian_around_the_curvature_of_the_loss():
