@@ -12,6 +12,7 @@ COMMANDS = {
     "compare": "hessian_lab.cli.compare",
     "cost": "hessian_lab.cli.cost",
     "report": "hessian_lab.cli.report",
+    "data": "hessian_lab.cli.data",
     "list": "hessian_lab.cli.list",
     "info": "hessian_lab.cli.info",
 }

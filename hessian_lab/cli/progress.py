@@ -56,8 +56,8 @@ def trained(args: argparse.Namespace, given: Mapping[str, Any]) -> Run:
     """Train as the flags say, with progress, and return the run."""
     setup = Setup(**given)
     checked = setup.resolved()
-    for name in setup.ignored():
-        logger.warning("--%s has no effect on %s", name, setup.act)
+    for name, owner in setup.ignored().items():
+        logger.warning("--%s has no effect on %s", name, owner)
     progress = Progress("training", checked.steps, quiet=args.quiet)
 
     def watch(row: dict[str, float]) -> None:

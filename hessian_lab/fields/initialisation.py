@@ -38,7 +38,9 @@ def initialise(
             noise = torch.randn(fan_out, fan_in, dtype=torch.float64, generator=generator)
             weight = deviation * noise
         else:
-            weight = _uniform((fan_out, fan_in), _bound(init, index, fan_in, omegas[index]), generator)
+            weight = _uniform(
+                (fan_out, fan_in), _bound(init, index, fan_in, omegas[index]), generator
+            )
         bias = _uniform((fan_out,), 1 / math.sqrt(fan_in), generator)
         with torch.no_grad():
             layer.weight.copy_(weight)

@@ -1,28 +1,45 @@
 """Signals by name or path."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hessian_lab.names import known, resolve
+from hessian_lab.signals.kinds import KINDS, check_options, is_path, kind_of_path
 
 if TYPE_CHECKING:
     import torch
 
     from hessian_lab.signal import Signal
 
-# name -> the loader, called with (name, size); resolved on use.
+__all__ = ["SIGNALS", "Named", "is_path", "kind_of", "load_signal"]
+
+
+class Named(NamedTuple):
+    """A signal that has a name: its kind, and its loader, which is resolved on use."""
+
+    kind: str
+    loader: str
+
+
 SIGNALS = {
-    "camera": "hessian_lab.signals.bundled:load_bundled",
-    "astronaut": "hessian_lab.signals.bundled:load_bundled",
-    "chelsea": "hessian_lab.signals.bundled:load_bundled",
-    "coffee": "hessian_lab.signals.bundled:load_bundled",
-    "retina": "hessian_lab.signals.bundled:load_bundled",
-    "sines": "hessian_lab.signals.sines:load_sines",
+    "camera": Named("image", "hessian_lab.signals.bundled:load_bundled"),
+    "astronaut": Named("image", "hessian_lab.signals.bundled:load_bundled"),
+    "chelsea": Named("image", "hessian_lab.signals.bundled:load_bundled"),
+    "coffee": Named("image", "hessian_lab.signals.bundled:load_bundled"),
+    "retina": Named("image", "hessian_lab.signals.bundled:load_bundled"),
+    "albert": Named("image", "hessian_lab.signals.bundled:load_registered"),
+    "sines": Named("line", "hessian_lab.signals.sines:load_sines"),
+    "bwv1007": Named("audio", "hessian_lab.signals.cello:load_cello"),
+    "brahms": Named("audio", "hessian_lab.signals.audio:load_registered"),
 }
 
 
-def is_path(name: str) -> bool:
-    """Tell whether ``--signal NAME`` names a file: it has a '/', a '.' or a '~' in it."""
-    return any(mark in name for mark in "/.~")
+def kind_of(name: str) -> str:
+    """Return the kind of a signal by its name or path: a key of ``KINDS``.
+
+    Raises:
+        ValueError: For an unknown name, with the nearest one.
+    """
+    return kind_of_path(name) if is_path(name) else SIGNALS[known("signal", name, SIGNALS)].kind
 
 
 def load_signal(
@@ -31,32 +48,42 @@ def load_signal(
     *,
     dtype: "torch.dtype | None" = None,
     device: "torch.device | str" = "cpu",
+    **options: Any,
 ) -> "Signal":
-    """Return a bundled signal by name, or an image file by path.
+    """Return a signal by its name, or that of a file by its path.
 
     Images are cropped to a centred square and resized with anti-aliasing; coordinates are (row,
     column) in [-1, 1], ends included, in row-major order; integer pixels become values in [0, 1].
+    Sounds are averaged over their channels and resampled with anti-aliasing; time goes from -1 to
+    1, ends included, and full scale from -1 to 1.
 
     Args:
-        name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), sines
-            (sin 2πx + sin 6πx), or the path of an image: whatever has a '/', '.' or '~' in it.
+        name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
+            (a photograph of 14 megapixels), sines (sin 2πx + sin 6πx), bwv1007 (bars of Bach,
+            synthesised), brahms (a recording), or the path of an image or a sound: whatever has a
+            '/', '.' or '~' in it. albert and brahms need ``hessian-lab data get`` once.
         size: Pixels per side, or points of ``sines``; by default the image's own size, or 256.
         dtype: Of coordinates and values; float64 by default.
         device: Where they live.
+        options: Of a sound: ``start`` and ``seconds`` of the clip, by default all of it, and its
+            ``rate`` in samples per second, by default its own.
 
     Raises:
-        ValueError: For an unknown name, with the nearest one, or a size below 2.
-        InputError: For a file that is missing or no image.
+        ValueError: For an unknown name, with the nearest one, an option that signals of its kind
+            do not have, or one out of range.
+        InputError: For a file that is missing, or is not what its name says.
     """
     import torch
 
-    if size is not None and size < 2:
-        raise ValueError(f"size must be at least 2, got {size}.")
-    if is_path(name):
-        from hessian_lab.signals.images import load_file
-
-        signal = load_file(name, size)
-    else:
-        known("signal", name, SIGNALS)
-        signal = resolve(SIGNALS[name])(name, size)
+    kind = KINDS[kind_of(name)]
+    given = {"size": size, **options}
+    foreign = [key for key, value in given.items() if value is not None and key not in kind.options]
+    if foreign:
+        raise ValueError(
+            f"signal {name} must be asked for {', '.join(kind.options)} alone, it has no "
+            f"{foreign[0]}."
+        )
+    check_options(given)
+    loader = kind.loader if is_path(name) else SIGNALS[name].loader
+    signal = resolve(str(loader))(name, **{key: given.get(key) for key in kind.options})
     return signal.to(dtype=dtype or torch.float64, device=device)  # type: ignore[no-any-return]

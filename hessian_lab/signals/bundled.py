@@ -7,6 +7,7 @@ import skimage
 from hessian_lab.errors import InputError
 from hessian_lab.signal import Signal
 from hessian_lab.signals.images import load_file
+from hessian_lab.signals.registry import located
 
 # name -> (file, attribution), as scikit-image states it.
 FILES = {
@@ -28,3 +29,9 @@ def load_bundled(name: str, size: int | None) -> Signal:
             "Reinstall it with: pip install --force-reinstall scikit-image"
         )
     return load_file(path, size, name=name, attribution=attribution)
+
+
+def load_registered(name: str, size: int | None) -> Signal:
+    """Return an image of the data registry, which must have been downloaded."""
+    entry, path = located(name)
+    return load_file(path, size, name=name, attribution=entry.credit)

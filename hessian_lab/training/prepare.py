@@ -85,7 +85,7 @@ def prepare(
     """Check a setup, load its signal and build its model; nothing is written."""
     setup = setup.resolved()
     device = usable_device(setup.device)
-    data = signal if signal is not None else load_signal(setup.signal, setup.size)
+    data = signal if signal is not None else load_signal(setup.signal, **setup.excerpt)
     fitted = data.to(dtype=getattr(torch, setup.dtype), device=device)
     if model is None:
         _require_field(setup, data)

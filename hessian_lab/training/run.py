@@ -150,7 +150,7 @@ class Run:
         if (self.path / SIGNAL).exists():
             signal = _read_signal(self.path / SIGNAL)
         else:
-            signal = load_signal(self.setup.signal, self.setup.size)
+            signal = load_signal(self.setup.signal, **self.setup.excerpt)
         found = data_digest(signal)
         if found != self.record["data"]["sha256_points"]:
             raise InputError(

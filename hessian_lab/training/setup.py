@@ -8,19 +8,20 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from hessian_lab.errors import UsageError
-from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS
+from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS, per_layer
 from hessian_lab.names import known
 from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS, RECIPES
-from hessian_lab.signals import SIGNALS, is_path
+from hessian_lab.signals import SIGNALS, kind_of
+from hessian_lab.signals.kinds import KINDS, OPTIONS, check_options
 
 DTYPES = ("float64", "float32")
 DEFAULT_OPTIMIZER = "lbfgs"
-# Side of an image, and points of a 1-D signal, when no size is given.
-IMAGE_SIZE = 50
-LINE_SIZE = 256
 MAX_TRAJECTORY_BYTES = 1 << 30
 # What two runs may differ in and still be the same trajectory, up to rounding.
 FREE = ("threads", "recipe")
+# Options that came later: left out of JSON where they are None, so that older runs keep identity
+# and name.
+LATER = ("start", "seconds", "rate")
 # Beyond 52 octaves a phase in double precision has no correct digit.
 HIGHEST = {"octaves": 52, "seed": (1 << 63) - 1, "threads": 1024}
 # Scales of pre-activations whose squares stay far from the ends of floating point.
@@ -41,12 +42,23 @@ class Setup:
     until ``resolved``.
     """
 
-    signal: str = flag("camera", "a bundled signal, or the path of an image", names=SIGNALS)
+    signal: str = flag(
+        "camera", "a named signal, or the path of an image or a sound", names=SIGNALS
+    )
     size: int | None = flag(None, "pixels per side (50), or points of a 1-D signal (256)")
+    start: float | None = flag(None, "second at which the clip of a sound begins (0)")
+    seconds: float | None = flag(None, "length of the clip, to its end at most (1)")
+    rate: int | None = flag(None, "samples per second, to which a sound is resampled (8000)")
     act: str = flag("relu_pe", "activation of the field", names=ACTIVATIONS)
     width: int = flag(16, "units per hidden layer")
     depth: int = flag(4, "hidden layers")
-    omega: float | None = flag(None, "angular frequency of sine (30), wavelet and sinc (10)")
+    omega: float | tuple[float, ...] | None = flag(
+        None,
+        "angular frequency of sine (30), wavelet and sinc (10); one, or one for each hidden layer: "
+        "3000,3000,30,30",
+        grid="angular frequency of sine (30), wavelet and sinc (10); those of the layers of one "
+        "field joined with /: 30,3000/3000/30/30",
+    )
     sigma: float | None = flag(None, "width of gaussian (0.1) and wavelet (0.0707)")
     octaves: int | None = flag(None, "octaves of the encoding of relu_pe (8)")
     init: str | None = flag(
@@ -76,8 +88,8 @@ class Setup:
     def resolved(self) -> "Setup":
         """Return the run with every default filled in and every value checked.
 
-        What the field does not have (the ω of a ReLU) becomes None, so that two ways of asking for
-        one run are equal.
+        What field or signal do not have (the ω of a ReLU, the rate of an image) becomes None, and
+        an ω that all layers share one number, so that two ways of asking for one run are equal.
 
         Raises:
             UsageError: For an unknown name or a value out of range.
@@ -90,8 +102,7 @@ class Setup:
             raise UsageError(str(error)) from None
 
     def _resolved(self) -> "Setup":
-        if not is_path(self.signal):
-            known("signal", self.signal, SIGNALS)
+        asked = KINDS[kind_of(self.signal)].options
         known("act", self.act, ACTIVATIONS)
         known("dtype", self.dtype, DTYPES)
         name, rate, options = self._chosen_optimizer()
@@ -102,15 +113,26 @@ class Setup:
         }
         known("init", filled["init"], INITIALISATIONS)
         self._check_ranges()
+        filled["omega"] = self._shared(filled["omega"])
+        filled |= {
+            name: _or(getattr(self, name), asked[name]) if name in asked else None
+            for name in OPTIONS
+        }
         return replace(
             self,
             **filled,
-            size=_or(self.size, LINE_SIZE if self.signal == "sines" else IMAGE_SIZE),
             optimizer=name,
             lr=_or(self.lr, rate),
             lr_final=_or(self.lr_final, self._final_rate()),
             options=options,
         )
+
+    def _shared(self, omega: Any) -> float | tuple[float, ...] | None:
+        """Return one ω where all layers have the same, else that of each."""
+        if not isinstance(omega, tuple | list):
+            return None if omega is None else float(omega)
+        values: tuple[float, ...] = per_layer("omega", tuple(map(float, omega)), self.depth)
+        return values[0] if len(set(values)) == 1 else values
 
     def _chosen_optimizer(self) -> tuple[str, float, Mapping[str, Any]]:
         """Return the optimizer's name, its default rate and its options, the recipe's included."""
@@ -134,7 +156,6 @@ class Setup:
 
     def _check_ranges(self) -> None:
         lowest = {
-            "size": 2,
             "width": 1,
             "depth": 0,
             "octaves": 0,
@@ -153,24 +174,30 @@ class Setup:
             if value is not None and value > bound:
                 raise UsageError(f"{name} must be at most {bound}, got {value}.")
         for name in ("omega", "sigma", "lr", "lr_final"):
-            value = getattr(self, name)
-            if value is not None and not (0 < value < math.inf):
-                raise UsageError(f"{name} must be positive and finite, got {value:g}.")
-        for name in ("omega", "sigma"):
-            value = getattr(self, name)
-            if value is not None and not (SCALES[0] <= value <= SCALES[1]):
-                raise UsageError(
-                    f"{name} must be in [{SCALES[0]:g}, {SCALES[1]:g}], got {value:g}."
-                )
+            for value in _each(getattr(self, name)):
+                if not 0 < value < math.inf:
+                    raise UsageError(f"{name} must be positive and finite, got {value:g}.")
+                if name in ("omega", "sigma") and not SCALES[0] <= value <= SCALES[1]:
+                    raise UsageError(
+                        f"{name} must be in [{SCALES[0]:g}, {SCALES[1]:g}], got {value:g}."
+                    )
+        check_options({name: getattr(self, name) for name in OPTIONS})
 
-    def ignored(self) -> list[str]:
-        """Return the names of what was given but does not exist in a field of this name."""
-        names = ("omega", "sigma", "octaves")
-        return [
-            name
-            for name in names
-            if getattr(self, name) is not None and name not in FIELD_DEFAULTS.get(self.act, {})
-        ]
+    def ignored(self) -> dict[str, str]:
+        """Return what was given but does not exist, each with the field or signal that lacks it.
+
+        Raises:
+            ValueError: For an unknown signal.
+        """
+        field, signal = FIELD_DEFAULTS.get(self.act, {}), KINDS[kind_of(self.signal)].options
+        owners = {name: self.act for name in ("omega", "sigma", "octaves") if name not in field}
+        owners |= {name: self.signal for name in OPTIONS if name not in signal}
+        return {name: owner for name, owner in owners.items() if getattr(self, name) is not None}
+
+    @property
+    def excerpt(self) -> dict[str, Any]:
+        """What the signal is asked for: the options of its kind."""
+        return {name: getattr(self, name) for name in KINDS[kind_of(self.signal)].options}
 
     def with_checkpoints(self, size: int) -> "Setup":
         """Return the run with ``checkpoint_every`` filled in for ``size`` parameters."""
@@ -194,20 +221,21 @@ class Setup:
         return (inputs + 1) * self.width + hidden + (self.width + 1) * num_outputs
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON holds them."""
-        return asdict(self) | {"options": dict(self.options)}
+        """Return the fields as JSON holds them, without those of ``LATER`` that are None."""
+        entries = asdict(self) | {"options": dict(self.options)}
+        return {
+            name: value for name, value in entries.items() if name not in LATER or value is not None
+        }
 
 
 def setup_from_json(entries: Mapping[str, Any]) -> Setup:
     """Return the setup that ``to_json`` wrote."""
     names = {entry.name for entry in fields(Setup)}
     known = {name: value for name, value in entries.items() if name in names}
-    # JSON knows lists alone; the options of optimizers are tuples.
-    known["options"] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in known.get("options", {}).items()
-    }
-    return Setup(**known)
+    # JSON knows lists alone; the options of optimizers and the ω of layers are tuples.
+    options = known.get("options", {})
+    known["options"] = {name: _frozen(value) for name, value in options.items()}
+    return Setup(**{name: _frozen(value) for name, value in known.items()})
 
 
 def identity(setup: Setup, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +248,17 @@ def digest(entries: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits that stand for an identity."""
     text = json.dumps(entries, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _each(value: Any) -> tuple[float, ...]:
+    """Return the numbers of an option that is one, several or none."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -235,7 +235,7 @@ def test_a_network_of_ones_own_takes_one_activation_for_each_layer():
             value.fill_(0.5)
     expected = 0.5 * math.sin(2 * (0.5 * math.tanh(0.5 * 0.2 + 0.5) + 0.5)) + 0.5
 
-    found = float(network(torch.tensor([[0.2]], dtype=torch.float64)))
+    found = network(torch.tensor([[0.2]], dtype=torch.float64)).item()
     assert found == pytest.approx(expected, rel=1e-15)
     with pytest.raises(ValueError, match="the same in all hidden layers, there are 2"):
         network.activation  # noqa: B018

@@ -185,7 +185,7 @@ def test_layers_of_their_own_omega_hold_the_hessian_of_autograd():
     for wrong in ((5.0, 2.0), 2.0):
         with pytest.raises(ValueError, match="formula must be the activation of the model"):
             interval_hessian(model, mse, signal, Formula("sine", omega=wrong))
-    with pytest.raises(ValueError, match="omega must be one .* for each of 2, got 3"):
+    with pytest.raises(ValueError, match="for each of 2, got 3"):
         interval_hessian(model, mse, signal, Formula("sine", omega=(2.0, 5.0, 1.0)))
 
 
