@@ -1,12 +1,13 @@
 """Flags that commands share; those of training come from ``Setup``."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hessian_lab.cli.parser import Parser, number, one_of, option
 from hessian_lab.signals import is_path
+from hessian_lab.training.grid import layers
 from hessian_lab.training.setup import Setup
 
 # Field of Setup -> its flag.
@@ -59,10 +60,30 @@ def _kind(name: str, names: Any, hint: Any) -> dict[str, Any]:
         return {"type": convert, "metavar": "NAME"}
     if names is not None:
         return {"type": one_of(list(names)), "metavar": "NAME"}
-    kinds = [kind for kind in (*get_args(hint), hint) if kind in (int, float)]
-    if kinds:
-        return {"type": number(kinds[0]), "metavar": "N" if kinds[0] is int else "X"}
-    return {"type": str, "metavar": "NAME"}
+    kind = kind_of_hint(hint)
+    if kind is layers:
+        return {"type": _numbers, "metavar": "X[,X…]"}
+    if kind is int:
+        return {"type": number(int), "metavar": "N"}
+    return {"type": number(float), "metavar": "X"} if kind is float else {"metavar": "NAME"}
+
+
+def kind_of_hint(hint: Any) -> Callable[[str], Any]:
+    """Return what reads a value of a field: ``int``, ``float``, ``layers`` or ``str``."""
+    kinds = (*get_args(hint), hint)
+    if any(get_origin(kind) is tuple for kind in kinds):
+        return layers
+    return next((kind for kind in (int, float) if kind in kinds), str)
+
+
+def _numbers(text: str) -> float | tuple[float, ...]:
+    """Return one number, or one for each layer."""
+    try:
+        return layers(text.replace(",", "/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number, or one for each hidden layer such as 3000,3000,30,30, got {text!r}"
+        ) from None
 
 
 def given_setup(args: argparse.Namespace) -> dict[str, Any]:

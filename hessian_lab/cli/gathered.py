@@ -15,6 +15,7 @@ from hessian_lab.plots.report_data import Fit, RunPart
 from hessian_lab.probe.memory import readable
 from hessian_lab.signal import Signal
 from hessian_lab.signals import SIGNALS
+from hessian_lab.training.grid import shown
 from hessian_lab.training.run import Run, load_run
 from hessian_lab.training.setup import Setup
 
@@ -130,11 +131,13 @@ def _settings(run: Run) -> list[tuple[str, str]]:
         for name in ("act", "width", "depth", "init", "omega", "sigma", "octaves"):
             del entries[name]
         entries = {"module": run.record["module"]} | entries
-    shown = [
-        (name.replace("_", " "), str(value)) for name, value in entries.items() if value is not None
+    told = [
+        (name.replace("_", " "), str(shown(value)))
+        for name, value in entries.items()
+        if value is not None
     ]
-    shown += [(f"option {name}", str(value)) for name, value in options.items()]
-    return [*shown, ("loss", str(run.record["loss"]))]
+    told += [(f"option {name}", str(value)) for name, value in options.items()]
+    return [*told, ("loss", str(run.record["loss"]))]
 
 
 def _provenance(run: Run) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from hessian_lab.cli.parser import Parser
 from hessian_lab.fields import FIELD_DEFAULTS
 from hessian_lab.optim import DEFAULT_RATES, RECIPES, SUMMARIES
 from hessian_lab.signals import SIGNALS
+from hessian_lab.signals.registry import entries
 
 HELP = "list activations, signals, optimizers or recipes"
 
@@ -35,8 +36,11 @@ def _signals() -> list[str]:
 
     texts = {name: attribution for name, (_, attribution) in FILES.items()}
     texts["sines"] = "sin 2πx + sin 6πx on [-1, 1], 256 points"
+    texts["bwv1007"] = "Bach, BWV 1007, prelude, bars 1-2, 7.9 s, synthesised: no recording"
+    for name, entry in entries().items():
+        texts[name] = f"{entry.credit} (hessian-lab data get {name})"
     return [f"{name:10s} {texts[name]}" for name in SIGNALS] + [
-        f"{'PATH':10s} any image file: whatever has a '/', '.' or '~' in it"
+        f"{'PATH':10s} any image or sound file: whatever has a '/', '.' or '~' in it"
     ]
 
 

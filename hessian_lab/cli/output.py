@@ -70,16 +70,24 @@ def train_json(run: Run) -> dict[str, Any]:
     return result
 
 
-def train_table(run: Run) -> str:
-    """Return the first, middle and last checkpoint of a run, for people."""
-    lines = [headline(run), "", f"{'step':>8} {'loss':>11} {'PSNR dB':>9} {'|grad|':>10} {'s':>8}"]
+def train_table(run: Run, *, files: Sequence[str] = ()) -> str:
+    """Return the first, middle and last checkpoint of a run, for people.
+
+    Args:
+        run: What was trained.
+        files: What else was written, a line each.
+    """
+    name = "psnr" if run.metrics["psnr"].notna().any() else "snr"
+    unit = f"{name.upper()} dB"
+    lines = [headline(run), "", f"{'step':>8} {'loss':>11} {unit:>9} {'|grad|':>10} {'s':>8}"]
     for place in first_middle_last(len(run.steps)):
         row = run.metrics.iloc[place]
         lines.append(
-            f"{int(row['step']):8d} {row['loss']:11.4e} {decibels(row['psnr']):>9} "
+            f"{int(row['step']):8d} {row['loss']:11.4e} {decibels(row[name]):>9} "
             f"{row['grad_norm']:10.3e} {row['wall_s']:8.2f}"
         )
-    return "\n".join([*lines, "", f"{plural(len(run.steps), 'checkpoint')} in {run.path}"])
+    lines += ["", f"{plural(len(run.steps), 'checkpoint')} in {run.path}", *files]
+    return "\n".join(lines)
 
 
 def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
@@ -226,5 +234,5 @@ def plural(count: int, word: str) -> str:
 
 
 def decibels(value: float) -> str:
-    """Return a PSNR for a table."""
+    """Return a PSNR or SNR for a table."""
     return "–" if math.isnan(value) else f"{value:.1f}"

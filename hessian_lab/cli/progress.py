@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -61,7 +62,9 @@ def trained(args: argparse.Namespace, given: Mapping[str, Any]) -> Run:
     progress = Progress("training", checked.steps, quiet=args.quiet)
 
     def watch(row: dict[str, float]) -> None:
-        progress.advance(int(row["step"]), loss=row["loss"], psnr=row["psnr"])
+        # Where there is a PSNR, it tells what the ratio to the signal's own power does.
+        name = "snr" if math.isnan(row["psnr"]) else "psnr"
+        progress.advance(int(row["step"]), loss=row["loss"], **{name: row[name]})
 
     try:
         return train(setup, out=args.out, overwrite=args.overwrite, watch=watch)

@@ -5,9 +5,9 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
-from hessian_lab.cli.flags import FLAGS
+from hessian_lab.cli.flags import FLAGS, kind_of_hint
 from hessian_lab.cli.parser import Parser, number, option
 from hessian_lab.errors import UsageError
 from hessian_lab.training.grid import setups, shard, values
@@ -20,6 +20,7 @@ HELP = "train a grid of settings, and find every optimizer's best rate"
 EPILOG = """\
 Lists and ranges: adam,esgd    0:3 (0, 1, 2)    1e-4:1e1:log7    0.5:2:lin4
 An option of one optimizer alone: --set esgd.update_every=100
+Two fields, one with an ω for each of its layers: --omega 30,3000/3000/30/30
 A killed sweep continues when the same command is typed again.
 
   hessian-lab sweep --optimizer adam,sgd --act gaussian --lr 1e-4:1e1:log7 --seed 0:3
@@ -46,7 +47,8 @@ def add_grid(parser: Parser) -> None:
             options |= {"action": "append", "type": option, "metavar": "KEY=VALUE"}
         else:
             options |= {"metavar": "V[,V…]"}
-        group.add_argument(FLAGS[entry.name], help=entry.metadata["help"], **options)
+        text = entry.metadata.get("grid", entry.metadata["help"])
+        group.add_argument(FLAGS[entry.name], help=text, **options)
 
 
 def add_sweep_output(parser: Parser, directory: str) -> None:
@@ -108,9 +110,7 @@ def given_grid(
                 if dot:
                     own.setdefault(optimizer, {})[name_of] = value
             continue
-        kinds = [kind for kind in (*get_args(hints[entry.name]), hints[entry.name])]
-        kind = next((kind for kind in (int, float) if kind in kinds), str)
-        found = values(given, kind)
+        found = values(given, kind_of_hint(hints[entry.name]))
         if len(found) > 1:
             varied[entry.name] = found
         else:

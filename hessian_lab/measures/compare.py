@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hessian_lab.errors import UsageError
+from hessian_lab.training.grid import shown
 from hessian_lab.training.run import load_run
 from hessian_lab.training.setup import Setup
 from hessian_lab.training.sweep import RATE, SEED, Sweep, rows_of, sweep
@@ -141,7 +142,7 @@ def _best(tuning: Sweep, setups: Sequence[Setup], groups: Sequence[str]) -> list
     rates = tuning.best()
     found: dict[tuple[Any, ...], Setup] = {}
     for one in setups:
-        key = tuple(getattr(one, name) for name in groups)
+        key = tuple(shown(getattr(one, name)) for name in groups)
         best = rows_of(rates, dict(zip(groups, key, strict=True)))["lr"].tolist()
         if not best:
             told = ", ".join(f"{name} {value}" for name, value in zip(groups, key, strict=True))
@@ -154,6 +155,6 @@ def _best(tuning: Sweep, setups: Sequence[Setup], groups: Sequence[str]) -> list
 def _curve(runs: Sweep, row: dict[str, Any], groups: Sequence[str]) -> pd.DataFrame:
     run = load_run(runs.path / row["run"])
     columns = ["step", "wall_s", "evaluations", "loss", "psnr"]
-    entries = {name: row.get(name, getattr(run.setup, name)) for name in (*groups, SEED)}
+    entries = {name: row.get(name, shown(getattr(run.setup, name))) for name in (*groups, SEED)}
     curve: pd.DataFrame = run.metrics[columns].assign(**entries)
     return curve

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,30 @@ SPACED = re.compile(r"([^:]+):([^:]+):(log|lin)(\d+)")
 COUNTED = re.compile(r"(-?\d+):(-?\d+)")
 
 
-def values(text: str, kind: type) -> list[Any]:
+def layers(text: str) -> float | tuple[float, ...]:
+    """Return one number for all layers, or those of each, which are joined: ``3000/3000/30/30``.
+
+    Raises:
+        ValueError: For another text.
+    """
+    found = tuple(float(word) for word in text.split("/"))
+    return found[0] if len(found) == 1 else found
+
+
+def shown(value: Any) -> Any:
+    """Return a value as a table has it: the numbers of layers joined, others as they are."""
+    return "/".join(f"{each:g}" for each in value) if isinstance(value, tuple) else value
+
+
+def values(text: str, kind: Callable[[str], Any]) -> list[Any]:
     """Return the values that one flag of a sweep names.
 
     ``a,b,c`` lists them; ``0:3`` counts 0, 1, 2; ``1e-4:1e1:log7`` are seven from end to end, each
     the same multiple of the one before, and ``lin`` in place of ``log`` the same distance.
+
+    Args:
+        text: What was typed.
+        kind: ``str``, ``int``, ``float``, or ``layers`` for numbers that layers may have each.
 
     Raises:
         UsageError: For another text, an empty range, or a value twice.
@@ -31,11 +50,14 @@ def values(text: str, kind: type) -> list[Any]:
         found += _range(word.strip(), kind)
     repeated = next((one for one in found if found.count(one) > 1), None)
     if repeated is not None:
-        raise UsageError(f"a sweep must name each value once, got {repeated} twice in {text!r}.")
+        cure = " Join the numbers of one field's layers: 3000/3000/30/30." * (kind is layers)
+        raise UsageError(
+            f"a sweep must name each value once, got {shown(repeated)} twice in {text!r}.{cure}"
+        )
     return found
 
 
-def _range(word: str, kind: type) -> list[Any]:
+def _range(word: str, kind: Callable[[str], Any]) -> list[Any]:
     if kind is str:
         return [word]
     counted, spaced = COUNTED.fullmatch(word), SPACED.fullmatch(word)
@@ -45,7 +67,8 @@ def _range(word: str, kind: type) -> list[Any]:
             raise UsageError(f"a range must hold a number: the end of {word!r} is not in it.")
         return list(range(first, last))
     try:
-        ends = [float(end) for end in spaced.groups()[:2]] if spaced and kind is float else []
+        numbers = kind in (float, layers)
+        ends = [float(end) for end in spaced.groups()[:2]] if spaced and numbers else []
         found = [] if ends else [kind(word)]
     except ValueError:
         form = "0:3" if kind is int else "1e-4:1e1:log7"

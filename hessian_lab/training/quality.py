@@ -1,10 +1,11 @@
-"""How well a field fits its signal."""
+"""How well a field fits its signal: PSNR, SNR, SSIM, IoU, and the loss along a training."""
 
 import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import LOSSES, Loss, bce
@@ -12,6 +13,10 @@ from hessian_lab.signal import Signal
 
 # Points that go through a field at once: more fill no core better, and cost memory.
 CHUNK = 2048
+# The window of SSIM, a Gaussian cut off at 3.5 deviations, and the constants that steady its
+# quotients, for values in [0, 1].
+WINDOW, DEVIATION = 11, 1.5
+STEADY = (0.01**2, 0.03**2)
 
 
 def in_unit_range(values: Tensor) -> bool:
@@ -28,10 +33,85 @@ def psnr(predictions: Tensor, values: Tensor) -> float:
     return _decibels(error) if in_unit_range(values) else math.nan
 
 
+def snr(predictions: Tensor, values: Tensor) -> float:
+    """Return 10 log₁₀ of the power of the values over that of the error, in dB.
+
+    NaN where all values are 0, as in silence.
+    """
+    return _ratio(float(values.square().mean()), float((predictions - values).square().mean()))
+
+
+def ssim(predictions: Tensor, values: Tensor) -> float:
+    """Return the mean structural similarity of two images [rows, columns, channels].
+
+    Within Gaussian windows of 11×11, where they fit; 1 for equal images. NaN unless all values lie
+    in [0, 1].
+
+    Raises:
+        ValueError: If the shapes differ, or a side is shorter than the window.
+
+    References:
+        Wang, Bovik, Sheikh & Simoncelli (2004), https://doi.org/10.1109/TIP.2003.819861.
+    """
+    if predictions.shape != values.shape or values.ndim != 3:
+        raise ValueError(
+            f"images must have one shape [rows, columns, channels], got {list(predictions.shape)} "
+            f"and {list(values.shape)}."
+        )
+    if min(values.shape[:2]) < WINDOW:
+        raise ValueError(
+            f"images must have at least {WINDOW} pixels a side, got {list(values.shape[:2])}."
+        )
+    if not in_unit_range(values):
+        return math.nan
+    one, other = (image.movedim(2, 0).unsqueeze(1) for image in (predictions, values))
+    means = [_blurred(image) for image in (one, other)]
+    variances = [
+        _blurred(image.square()) - mean.square()
+        for image, mean in zip((one, other), means, strict=True)
+    ]
+    covariance = _blurred(one * other) - means[0] * means[1]
+    light = (2 * means[0] * means[1] + STEADY[0]) / (
+        means[0].square() + means[1].square() + STEADY[0]
+    )
+    structure = (2 * covariance + STEADY[1]) / (variances[0] + variances[1] + STEADY[1])
+    return float((light * structure).mean())
+
+
+def iou(predicted: Tensor, values: Tensor) -> float:
+    """Return intersection over union of two sets of points, booleans of one shape.
+
+    NaN where both are empty.
+
+    Raises:
+        TypeError: If they are no booleans.
+        ValueError: If their shapes differ.
+    """
+    for name, tensor in (("predicted", predicted), ("values", values)):
+        if tensor.dtype != torch.bool:
+            raise TypeError(f"{name} must be boolean, inside or not, got {tensor.dtype}.")
+    if predicted.shape != values.shape:
+        raise ValueError(
+            f"predicted must have the shape of values, {list(values.shape)}, "
+            f"got {list(predicted.shape)}."
+        )
+    union = int((predicted | values).sum())
+    return int((predicted & values).sum()) / union if union else math.nan
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """Return images [k, 1, rows, columns] under the window, where all of it is inside."""
+    offsets = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
+    bell = torch.exp(-(offsets**2) / (2 * DEVIATION**2))
+    bell = bell / bell.sum()
+    rows = functional.conv2d(images, bell.reshape(1, 1, -1, 1))
+    return functional.conv2d(rows, bell.reshape(1, 1, 1, -1))
+
+
 def quality(
     model: nn.Module, loss: Loss, signal: Signal, *, chunk_size: int = CHUNK
 ) -> dict[str, float]:
-    """Return loss, psnr and grad_norm of the whole signal; ``.grad`` is left alone.
+    """Return loss, psnr, snr and grad_norm of the whole signal; ``.grad`` is left alone.
 
     A ``CoordinateMLP`` takes twice ``chunk_size`` points or more in chunks, if the loss is one of
     ``LOSSES``: means over points, as a loss of your own need not be.
@@ -53,9 +133,11 @@ def quality(
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in total])
     # Predictions of the cross-entropy are logits, which no PSNR is defined for.
     defined = loss is not bce and in_unit_range(signal.values)
+    power = math.nan if loss is bce else float(signal.values.square().mean())
     return {
         "loss": value,
         "psnr": _decibels(error) if defined else math.nan,
+        "snr": _ratio(power, error),
         "grad_norm": float(torch.linalg.vector_norm(norms)),
     }
 
@@ -71,6 +153,13 @@ def _parts(
     pairs = zip(signal.coords.split(chunk_size), signal.values.split(chunk_size), strict=True)
     for coords, values in pairs:
         yield len(coords) / signal.num_points, coords, values
+
+
+def _ratio(power: float, error: float) -> float:
+    """Return a ratio of powers in dB; NaN without a power."""
+    if not power > 0 or math.isnan(error):
+        return math.nan
+    return _decibels(error / power)
 
 
 def _decibels(error: float) -> float:

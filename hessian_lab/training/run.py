@@ -59,6 +59,7 @@ RESULTS = (
         )
     ),
     *("derivatives.npz", "figures/derivatives.png", "figures/derivatives.pdf"),
+    *("fitted.wav", "error.wav"),
     "report.html",
 )
 REQUIRED = (
@@ -92,9 +93,12 @@ COLUMNS = (
     "step_length",
     "loss",
     "psnr",
+    "snr",
     "grad_norm",
     *DIAGNOSTICS,
 )
+# Columns that came later: runs without them have NaN there.
+LATER_COLUMNS = ("snr",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +112,7 @@ class Run:
         steps: The optimizer steps of the checkpoints that are there, ascending; the first is 0.
         device: Where models and signal are put; by default where it was trained.
         metrics: One row per checkpoint: step, wall_s (s), evaluations, step_length (‖Δθ‖ of the
-            last step), and loss, psnr (dB), grad_norm of the whole signal.
+            last step), and loss, psnr (dB), snr (dB), grad_norm of the whole signal.
     """
 
     path: Path
@@ -379,8 +383,10 @@ def _read_metrics(directory: Path, count: int) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise InputError(f"run must have readable metrics, {path}: {error}.") from error
     whole = len(metrics) if text.endswith("\n") else len(metrics) - 1
-    if list(metrics.columns) != list(COLUMNS) or whole < count:
+    older = [name for name in COLUMNS if name not in LATER_COLUMNS]
+    if list(metrics.columns) not in (list(COLUMNS), older) or whole < count:
         raise InputError(f"run must have {count} rows of metrics, {path} has {whole}.")
+    metrics = metrics.reindex(columns=list(COLUMNS))
     return metrics.iloc[:count].astype({"step": int, "evaluations": int})
 
 

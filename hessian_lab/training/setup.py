@@ -130,7 +130,7 @@ class Setup:
     def _shared(self, omega: Any) -> float | tuple[float, ...] | None:
         """Return one ω where all layers have the same, else that of each."""
         if not isinstance(omega, tuple | list):
-            return None if omega is None else float(omega)
+            return omega  # type: ignore[no-any-return]
         values: tuple[float, ...] = per_layer("omega", tuple(map(float, omega)), self.depth)
         return values[0] if len(set(values)) == 1 else values
 

@@ -15,6 +15,7 @@ from torch import nn
 from hessian_lab.errors import DivergenceError, ResourceError, UsageError
 from hessian_lab.optim.make import configured
 from hessian_lab.training.files import make_directory, write_atomically
+from hessian_lab.training.grid import shown
 from hessian_lab.training.loop import train
 from hessian_lab.training.run import RECORD, RESUME, load_run
 from hessian_lab.training.setup import Setup, digest
@@ -194,7 +195,7 @@ def _row(
     setup: Setup, path: Path, varied: Sequence[str], *, refused: bool = False
 ) -> dict[str, Any]:
     place = path / _name(setup)
-    row: dict[str, Any] = {name: getattr(setup, name) for name in varied}
+    row: dict[str, Any] = {name: shown(getattr(setup, name)) for name in varied}
     row |= {RATE: setup.lr, "status": "refused" if refused else "missing"}
     row |= dict.fromkeys(NUMBERS, math.nan)
     # Another process may have begun it and not yet saved a checkpoint.
