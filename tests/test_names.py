@@ -7,6 +7,7 @@ from hessian_lab.fields import ACTIVATIONS
 from hessian_lab.losses import mse
 from hessian_lab.names import known, resolve, suggestion
 from hessian_lab.signals import SIGNALS
+from hessian_lab.signals.kinds import KINDS
 
 NAMES = ["camera", "astronaut", "coffee"]
 
@@ -56,7 +57,14 @@ def test_a_reference_is_the_attribute_of_its_module():
     assert resolve("hessian_lab.losses:mse") is mse
 
 
-@pytest.mark.parametrize("reference", [*ACTIVATIONS.values(), *SIGNALS.values()])
+REFERENCES = [
+    *ACTIVATIONS.values(),
+    *(one.loader for one in SIGNALS.values()),
+    *(kind.loader for kind in KINDS.values() if kind.loader),
+]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
 def test_every_registered_reference_resolves(reference):
     assert callable(resolve(reference))
 

@@ -82,7 +82,7 @@ def _numbers(text: str) -> float | tuple[float, ...]:
         return layers(text.replace(",", "/"))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be a number, or one for each hidden layer such as 3000,3000,30,30, got {text!r}"
+            f"must be a number, got {text!r}; one for each hidden layer is 3000,3000,30,30"
         ) from None
 
 

@@ -14,7 +14,7 @@ A killed run continues when the same command is typed again.
   hessian-lab train --act sine --signal astronaut --steps 200 --out runs/face
   hessian-lab train --signal song.wav --start 12 --seconds 2 --rate 16000 --act sine --omega 300
 
-The papers' sounds, 4×256 by L-BFGS (hours on a CPU, and 10 GiB for 7 s; --dtype float32 halves it):
+The papers' sounds, 4×256 by L-BFGS: some 8 GiB, and a day on two cores (half with --dtype float32):
 
   hessian-lab train --signal bwv1007 --seconds 7 --rate 44100 --width 256 --steps 500 \\
       --act sine --omega 3000,3000,30,30

@@ -195,7 +195,7 @@ def _wav(path: Path, cut: Cut) -> Clip:
         raise InputError(
             f"signal must be a sound file, {path} cannot be read as WAV: {_told(error)}."
         ) from error
-    samples = samples.reshape(len(samples), -1)
+    samples = samples[:, None] if samples.ndim == 1 else samples
     _require_sound(rate, *samples.shape, path)
     begin, first, last, end = cut.places(len(samples), rate, str(path))
     _require_room(end - begin, samples.shape[1], path)

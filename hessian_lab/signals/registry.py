@@ -11,6 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 from hessian_lab.errors import InputError
 from hessian_lab.names import known
@@ -55,8 +56,12 @@ def entries() -> dict[str, Entry]:
     """Return the data registry, by name."""
     path = INSTALLED if INSTALLED.exists() else CHECKOUT
     with path.open("rb") as stream:
-        found = tomllib.load(stream)
-    return {name: Entry(name=name, **fields) for name, fields in found.items()}
+        return read(stream)
+
+
+def read(stream: IO[bytes]) -> dict[str, Entry]:
+    """Return the entries of a registry."""
+    return {name: Entry(name=name, **fields) for name, fields in tomllib.load(stream).items()}
 
 
 def entry_of(name: str) -> Entry:

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from hessian_lab.errors import UsageError
-from hessian_lab.training.grid import setups, shard, values
+from hessian_lab.training.grid import layers, setups, shard, shown, values
 from hessian_lab.training.setup import Setup
 
 
@@ -18,6 +18,9 @@ from hessian_lab.training.setup import Setup
         ("1e-4:1e1:log6", float, [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]),
         ("1:2:lin3", float, [1.0, 1.5, 2.0]),
         ("a:b", str, ["a:b"]),
+        ("30", layers, [30.0]),
+        ("30,3000/3e3/30/30, 7", layers, [30.0, (3000.0, 3000.0, 30.0, 30.0), 7.0]),
+        ("1:100:log3", layers, [1.0, 10.0, 100.0]),
     ],
 )
 def test_values_are_lists_and_ranges(text, kind, expected):
@@ -34,6 +37,10 @@ def test_values_are_lists_and_ranges(text, kind, expected):
         ("1:2:lin1", float, "two ends"),
         ("1,2,1.0", float, "each value once, got 1.0 twice"),
         ("", float, "got ''"),
+        ("3000,3000,30,30", layers, "got 3000.0 twice .* layers: 3000/3000/30/30"),
+        ("3/x", layers, "over numbers such as 1,2 or 1e-4:1e1:log7, got '3/x'"),
+        ("3/", layers, "got '3/'"),
+        ("1/2,1/2", layers, "got 1/2 twice"),
     ],
 )
 def test_refuses_other_texts(text, kind, message):
@@ -48,6 +55,12 @@ def test_all_combinations_are_made_once():
     assert len(made) == 6  # A ReLU has no ω.
     assert len({(one.act, one.lr, one.omega) for one in made}) == 6
     assert all(one.steps == 3 and one.optimizer == "lbfgs" for one in made)
+
+
+def test_a_value_is_shown_as_it_is_typed():
+    assert [shown(value) for value in (30.0, None, "adam")] == [30.0, None, "adam"]
+    assert shown((3000.0, 0.5)) == "3000/0.5"
+    assert layers(shown((3000.0, 0.5))) == (3000.0, 0.5)
 
 
 def test_shares_are_all_of_it():

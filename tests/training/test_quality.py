@@ -3,14 +3,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import (
+    normalized_root_mse,
+    peak_signal_noise_ratio,
+    structural_similarity,
+)
 from torch import nn
 from torch.func import functional_call, grad
 
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import LOSSES, bce
 from hessian_lab.signal import Signal
-from hessian_lab.training.quality import in_unit_range, psnr, quality
+from hessian_lab.training.quality import in_unit_range, iou, psnr, quality, snr, ssim
 from tests.reference import assert_same
 
 
@@ -83,18 +87,96 @@ def test_psnr_of_an_infinite_prediction_is_the_lowest():
     assert psnr(predictions, unit(5, 1)) == -math.inf
 
 
+@pytest.mark.parametrize("noise", [1e-6, 0.1, 30.0])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_snr_is_the_root_mean_square_error_of_scikit_image_in_decibels(noise, channels):
+    values = 2 * unit(60, channels) - 1
+    predictions = values + noise * (unit(60, channels, seed=1) - 0.5)
+
+    error = normalized_root_mse(values.numpy(), predictions.numpy(), normalization="euclidean")
+    expected = -20 * math.log10(error)
+    assert snr(predictions, values) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_snr_of_half_the_signal_is_six_decibels():
+    values = 2 * unit(9, 1) - 1
+    assert snr(values / 2, values) == pytest.approx(20 * math.log10(2), rel=1e-14)
+    assert snr(torch.zeros_like(values), values) == 0
+    assert snr(values, values) == math.inf
+
+
+def test_silence_has_no_snr():
+    silence = torch.zeros(4, 1, dtype=torch.float64)
+    assert math.isnan(snr(silence + 0.1, silence))
+    assert math.isnan(snr(silence, silence))
+    assert math.isnan(snr(torch.full_like(silence, math.nan), silence + 1))
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("shape", [(11, 11, 1), (40, 17, 1), (24, 30, 3)])
+def test_ssim_is_that_of_scikit_image(noise, shape):
+    values = unit(*shape)
+    predictions = values + noise * (unit(*shape, seed=1) - 0.5)
+
+    expected = structural_similarity(
+        *(predictions.numpy(), values.numpy()),
+        **{"data_range": 1, "channel_axis": 2, "gaussian_weights": True, "sigma": 1.5},
+        use_sample_covariance=False,
+    )
+    assert ssim(predictions, values) == pytest.approx(expected, rel=1e-12)
+
+
+def test_ssim_tells_equal_images_and_those_without_a_range():
+    image = unit(12, 13, 3)
+    assert ssim(image, image) == pytest.approx(1, rel=1e-14)
+    assert math.isnan(ssim(image, 2 * image))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (((12, 12, 1), (12, 13, 1)), r"one shape .* got \[12, 12, 1\] and \[12, 13, 1\]"),
+        (((12, 12), (12, 12)), r"\[rows, columns, channels\]"),
+        (((10, 12, 1), (10, 12, 1)), r"at least 11 pixels a side, got \[10, 12\]"),
+    ],
+)
+def test_ssim_refuses_other_shapes(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        ssim(*(unit(*shape) for shape in shapes))
+
+
+def test_iou_counts_points_as_sets_do():
+    one, other = (unit(50, 1, seed=seed)[:, 0] > 0.4 for seed in (0, 1))
+    sets = [set(torch.nonzero(each)[:, 0].tolist()) for each in (one, other)]
+
+    assert iou(one, other) == len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+    assert iou(one, one) == 1
+    assert iou(one, ~one) == 0
+    assert math.isnan(iou(one & ~one, one & ~one))
+
+
+def test_iou_refuses_what_is_no_set():
+    inside = unit(5, 1) > 0.5
+    with pytest.raises(TypeError, match=r"predicted must be boolean.*got torch.float64"):
+        iou(unit(5, 1), inside)
+    with pytest.raises(ValueError, match=r"shape of values, \[5, 1\], got \[4, 1\]"):
+        iou(inside[:4], inside)
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_quality_has_loss_and_psnr_of_the_whole_signal(loss):
     model, signal = example()
     predictions = model(signal.coords).detach()
     measured = quality(model, loss, signal)
 
-    assert measured.keys() == {"loss", "psnr", "grad_norm"}
+    assert measured.keys() == {"loss", "psnr", "snr", "grad_norm"}
     assert measured["loss"] == float(loss(predictions, signal.values))
     if loss is bce:
         assert math.isnan(measured["psnr"])
+        assert math.isnan(measured["snr"])
     else:
         assert measured["psnr"] == psnr(predictions, signal.values)
+        assert measured["snr"] == snr(predictions, signal.values)
     assert all(type(number) is float for number in measured.values())
 
 

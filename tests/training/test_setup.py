@@ -1,4 +1,5 @@
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 
 import pytest
 
@@ -27,6 +28,42 @@ def test_json_round_trip():
     assert setup_from_json(setup.to_json() | {"of_the_future": 1}) == setup
 
 
+def test_json_round_trip_of_layers_and_of_a_sound():
+    setup = Setup(act="sine", omega=(30.0, 4.0), depth=2, signal="bwv1007", start=2.5).resolved()
+    read = json.loads(json.dumps(setup.to_json()))
+    assert setup_from_json(read) == setup
+    assert read["omega"] == [30.0, 4.0]
+    assert (read["start"], read["seconds"], read["rate"]) == (2.5, 1.0, 8000)
+
+
+def test_an_older_run_keeps_its_setup_and_its_name():
+    # As version 0.1.0 wrote it, before there were sounds.
+    identity_then = {
+        **{"signal": "camera", "size": 50, "act": "sine", "width": 16, "depth": 4, "omega": 30.0},
+        **{"sigma": None, "octaves": None, "init": "siren", "optimizer": "lbfgs", "lr": 1.0},
+        **{"lr_final": None, "options": {}, "steps": 50, "checkpoint_every": 1},
+        **{"batch_size": None, "seed": 0, "dtype": "float64", "device": "cpu"},
+    }
+    setup = Setup(act="sine").resolved().with_checkpoints(881)
+    assert identity(setup, {}) == identity_then
+    assert digest(identity(setup, {"data": "x", "loss": "mse"})) == "aaf5b981"
+    assert setup_from_json(identity_then) == setup
+
+
+def test_an_omega_that_all_layers_share_is_one_number():
+    asked = Setup(act="sine", omega=(7.0, 7.0), depth=2).resolved()
+    assert asked == Setup(act="sine", omega=7.0, depth=2).resolved()
+    assert Setup(act="relu", omega=(1.0, 2.0, 3.0)).resolved().omega is None
+
+
+def test_options_are_those_of_the_signals_kind():
+    assert Setup(signal="sines").resolved().excerpt == {"size": 256}
+    assert Setup(signal="a.png", rate=3).resolved().excerpt == {"size": 50}
+    sound = Setup(signal="song.WAV", size=9, seconds=2.0).resolved()
+    assert sound.excerpt == {"start": 0.0, "seconds": 2.0, "rate": 8000}
+    assert sound.size is None
+
+
 def test_threads_do_not_define_a_trajectory_and_everything_else_does():
     setup = Setup().resolved()
     one = digest(identity(setup, {}))
@@ -35,6 +72,9 @@ def test_threads_do_not_define_a_trajectory_and_everything_else_does():
     changed = {
         "signal": "coffee",
         "size": 51,
+        "start": 1.0,
+        "seconds": 2.0,
+        "rate": 100,
         "act": "relu",
         "width": 17,
         "depth": 3,
@@ -53,14 +93,20 @@ def test_threads_do_not_define_a_trajectory_and_everything_else_does():
         "dtype": "float32",
         "device": "cuda",
     }
-    assert set(changed) | {"threads", "recipe"} == set(setup.to_json())
+    assert set(changed) | {"threads", "recipe"} == {entry.name for entry in fields(Setup)}
     digests = {digest(identity(replace(setup, **{name: new}), {})) for name, new in changed.items()}
     assert len(digests | {one}) == len(changed) + 1
 
 
 def test_tells_what_a_field_does_not_have():
-    assert Setup(act="relu", omega=3.0, octaves=2).ignored() == ["omega", "octaves"]
-    assert Setup(act="wavelet", omega=3.0, sigma=1.0).ignored() == []
+    ignored = Setup(act="relu", omega=3.0, octaves=2).ignored()
+    assert ignored == {"omega": "relu", "octaves": "relu"}
+    assert Setup(act="wavelet", omega=3.0, sigma=1.0).ignored() == {}
+
+
+def test_tells_what_a_signal_does_not_have():
+    assert Setup(rate=3, start=0.0).ignored() == {"rate": "camera", "start": "camera"}
+    assert Setup(signal="bwv1007", size=9, rate=3).ignored() == {"size": "bwv1007"}
 
 
 @pytest.mark.parametrize("act", ["relu", "relu_pe"])
@@ -96,6 +142,13 @@ def test_checkpoints_are_counted_without_listing_them(steps, every):
         ("octaves", 53, "octaves must be at most 52, got 53"),
         ("threads", 10**6, "threads must be at most 1024"),
         ("omega", 1e-31, r"omega must be in \[1e-30, 1e\+30\], got 1e-31"),
+        ("omega", (1.0, 0.0), "omega must be positive and finite, got 0"),
+        ("start", -0.1, "start must be at least 0, got -0.1"),
+        ("start", float("inf"), "start must be finite, got inf"),
+        ("seconds", 0.0, "seconds must be positive, got 0"),
+        ("seconds", float("nan"), "seconds must be finite, got nan"),
+        ("rate", 0, "rate must be at least 1, got 0"),
+        ("rate", 10**7, r"rate must be at most 1e\+06, got 1e\+07"),
         ("batch_size", 0, "batch_size must be at least 1"),
         ("checkpoint_every", 0, "checkpoint_every must be at least 1"),
         ("threads", 0, "threads must be at least 1"),
@@ -107,6 +160,13 @@ def test_checkpoints_are_counted_without_listing_them(steps, every):
 def test_refuses_values_out_of_range(field, value, message):
     with pytest.raises(UsageError, match=message):
         replace(Setup(), **{field: value}).resolved()
+
+
+@pytest.mark.parametrize("omega", [(30.0,) * 3, [30.0] * 5, (30.0,)])
+def test_refuses_another_number_of_omegas_than_layers(omega):
+    message = f"one for each of 4, got {len(omega)}"
+    with pytest.raises(UsageError, match=message):
+        Setup(act="sine", omega=omega).resolved()
 
 
 @pytest.mark.parametrize("name", ["nonsense", "meta", "cuda:99"])
