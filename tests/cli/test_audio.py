@@ -190,3 +190,11 @@ def test_a_sweep_tells_layers_from_values(tmp_path):
     assert "40/5" in again.out
     many = typed(tmp_path, *words[:-2], "--omega", "30,30")
     assert_refused(many, 2, r"got 30\.0 twice .* Join the numbers of one field's layers: 3000/3000")
+
+
+def test_compare_tells_layers_from_values(tmp_path):
+    words = ("compare", *CLIP, *FIELD[:6], "--omega", "7,40/5", "--steps", "2", "--optimizer", "sgd")
+    grid = ("--lr", "1e-3", "--seed", "1", "--tune-seed", "0", "--json", "--quiet")
+    answer = typed(tmp_path, *words, *grid)
+    assert answer.status == 0, answer.err
+    assert [str(row["omega"]) for row in answer.json["table"]] == ["7.0", "40/5"]
