@@ -104,7 +104,10 @@ def parse(
     args, left = parser.parse_known_args(_command_first(commands, list(arguments)))
     if left:
         command = commands[args.command]
-        near = suggestion(left[0].split("=")[0], command.flags()) if left[0][0] == "-" else ""
+        if left[0][:1] == "-":
+            near = suggestion(left[0].split("=")[0], command.flags())
+        else:
+            near = " Put all names before the flags." * command.takes_words()
         command.error(f"{left[0]!r} is no argument of {args.command}.{near}")
     return args
 

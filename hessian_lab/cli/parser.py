@@ -42,6 +42,10 @@ class Parser(argparse.ArgumentParser):
         """Return every flag of this parser."""
         return [flag for action in self._actions for flag in action.option_strings]
 
+    def takes_words(self) -> bool:
+        """Tell whether any number of words may stand without a flag."""
+        return any(each.nargs in ("*", "+") for each in self._actions if not each.option_strings)
+
     def takes_value(self, flag: str) -> bool:
         """Tell whether a flag is followed by a value."""
         action = self._option_string_actions.get(flag)

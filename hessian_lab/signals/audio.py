@@ -196,7 +196,7 @@ def _wav(path: Path, cut: Cut) -> Clip:
             f"signal must be a sound file, {path} cannot be read as WAV: {_told(error)}."
         ) from error
     samples = samples[:, None] if samples.ndim == 1 else samples
-    _require_sound(rate, *samples.shape, path)
+    _require_sound(rate, len(samples), samples.shape[1], path)
     begin, first, last, end = cut.places(len(samples), rate, str(path))
     _require_room(end - begin, samples.shape[1], path)
     return Clip(_scaled(samples[begin:end]), int(rate), first - begin, last - first)

@@ -193,7 +193,17 @@ def test_a_sweep_tells_layers_from_values(tmp_path):
 
 
 def test_compare_tells_layers_from_values(tmp_path):
-    words = ("compare", *CLIP, *FIELD[:6], "--omega", "7,40/5", "--steps", "2", "--optimizer", "sgd")
+    words = (
+        "compare",
+        *CLIP,
+        *FIELD[:6],
+        "--omega",
+        "7,40/5",
+        "--steps",
+        "2",
+        "--optimizer",
+        "sgd",
+    )
     grid = ("--lr", "1e-3", "--seed", "1", "--tune-seed", "0", "--json", "--quiet")
     answer = typed(tmp_path, *words, *grid)
     assert answer.status == 0, answer.err
