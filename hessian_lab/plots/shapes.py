@@ -40,8 +40,11 @@ def plot_shapes(
     if not any(len(faces) for _, faces in shapes.values()):
         raise ValueError("shapes must hold a surface, got none.")
     view = View(azimuth, elevation, up)
-    ends = [np.abs(vertices[faces] @ view.axes.T)[..., :2].max() for vertices, faces in
-            shapes.values() if len(faces)]
+    ends = [
+        np.abs(vertices[faces] @ view.axes.T)[..., :2].max()
+        for vertices, faces in shapes.values()
+        if len(faces)
+    ]
     view = View(azimuth, elevation, up, ROOM * float(max(ends)))
     with styled():
         figure = Figure(figsize=(INCHES * len(shapes), INCHES + 0.25), layout="constrained")

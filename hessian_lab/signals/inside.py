@@ -2,12 +2,12 @@
 
 A point is inside where the winding number of the surface is not zero: where a line from it to
 infinity crosses the surface more often in one direction than in the other. Here the line goes along
-+z, and crossings are found by scan lines, as a rasteriser finds pixels: for every edge once, whether
-it passes the point's line y = const (an exact comparison, with the lower end in and the upper end
-out, as if the point were an infinitesimal ε higher) and at which x (rounded, but in the same way for
-both faces of the edge). A line through a vertex, along an edge or within a wall therefore never
-counts a crossing twice or not at all: what enters a closed surface leaves it, in any rounding. Only
-points that lie within a few roundings of the surface itself may fall to either side.
++z, and crossings are found by scan lines, as a rasteriser finds pixels: for every edge once,
+whether it passes the point's line y = const (an exact comparison, the lower end in and the upper
+end out, as if the point were an infinitesimal ε higher) and at which x (rounded, but in the same
+way for both faces of the edge). A line through a vertex, along an edge or within a wall therefore
+never counts a crossing twice or not at all: what enters a closed surface leaves it, in any
+rounding. Only points within a few roundings of the surface itself may fall to either side.
 
 Where faces of a closed surface disagree about their sides (``Edges.oriented`` is false), the parity
 of the crossings decides.

@@ -22,8 +22,8 @@ PARSERS: dict[str, Callable[[bytes], Polygons]] = {
     ".off": parse_off,
 }
 MOST_BYTES = 1 << 30
-# Memory per byte of a file while it is read: a number of two letters becomes an object of 32 bytes.
-MEMORY_PER_BYTE = 24
+# Memory per byte of a file while it is read, measured: a number of two letters becomes an object.
+MEMORY_PER_BYTE = 64
 
 
 def is_mesh_path(path: str | Path) -> bool:

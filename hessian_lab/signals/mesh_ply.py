@@ -209,12 +209,15 @@ class _BinaryRows:
         """Return some columns [count, columns] of the next element."""
         self._require(element)
         if element.has_lists:
-            places = list(self._walk(element))
-            parts = [
-                [self._read(element.properties[column].kind, row[column][0], 1)[0] for row in places]
-                for column in columns
+            kinds = [element.properties[column].kind for column in columns]
+            rows = [
+                [
+                    self._read(kind, row[column][0], 1)[0]
+                    for kind, column in zip(kinds, columns, strict=True)
+                ]
+                for row in self._walk(element)
             ]
-            return np.array(parts, dtype=np.float64).reshape(len(columns), -1).T
+            return np.array(rows, dtype=np.float64).reshape(-1, len(columns))
         table = self._table(element, [one.kind for one in element.properties])
         return np.stack([table[f"f{column}"].astype(np.float64) for column in columns], axis=1)
 
@@ -224,11 +227,9 @@ class _BinaryRows:
         alike = self._alike(element, column)
         if alike is not None:
             return alike.reshape(-1), np.full(len(alike), alike.shape[1], dtype=np.int64)
-        kind = element.properties[column].kind
-        places = [row[column] for row in self._walk(element)]
-        parts = [self._read(kind, start, size).astype(np.int64) for start, size in places]
-        sizes = np.array([size for _, size in places], dtype=np.int64)
-        return np.concatenate([np.zeros(0, dtype=np.int64), *parts]), sizes
+        places = [place for row in self._walk(element) for place in row[column]]
+        starts, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        return self._gathered(element.properties[column].kind, starts, sizes), sizes
 
     def skip(self, element: Element) -> None:
         """Pass by the next element."""
@@ -249,7 +250,7 @@ class _BinaryRows:
             )
 
     def _alike(self, element: Element, column: int) -> Array | None:
-        """Return the lists [count, size] if they are the only ones, and all as long as the first."""
+        """Return the lists [count, size] if there are no others, all as long as the first."""
         lists = [one for one in element.properties if one.length]
         if len(lists) > 1 or not element.count:
             return None
@@ -294,6 +295,15 @@ class _BinaryRows:
                 start = end
             yield row
         self.start = start
+
+    def _gathered(self, kind: str, starts: Array, sizes: Array) -> Array:
+        """Return the numbers of lists that start at some bytes, one list after another."""
+        record = np.dtype(self.order + kind)
+        before = np.cumsum(sizes) - sizes
+        within = np.arange(sizes.sum()) - np.repeat(before, sizes)
+        first = np.repeat(starts, sizes) + record.itemsize * within
+        letters = np.frombuffer(self.body, np.uint8)[first[:, None] + np.arange(record.itemsize)]
+        return letters.view(record)[:, 0].astype(np.int64)
 
     def _read(self, kind: str, start: int, size: int) -> Array:
         if start + size * np.dtype(kind).itemsize > len(self.body):

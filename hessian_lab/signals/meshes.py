@@ -250,4 +250,3 @@ def normalised(mesh: Mesh, *, margin: float = MARGIN) -> Mesh:
         raise InputError(f"mesh must have an extent, {mesh.name} is one point.")
     vertices = (mesh.vertices - (low + high) / 2) / half * (1 - margin)
     return replace(mesh, vertices=vertices)
-

@@ -155,9 +155,7 @@ def iou(predictions: Tensor, values: Tensor) -> float:
     return int((found & true).sum()) / union if union else 1.0
 
 
-def _near_surface(
-    mesh: Mesh, num_points: int, spread: float, generator: torch.Generator
-) -> Tensor:
+def _near_surface(mesh: Mesh, num_points: int, spread: float, generator: torch.Generator) -> Tensor:
     """Return points [p, 3] of the box beside places that are uniform on the surface."""
     places = _on_surface(mesh, num_points, generator)
     points = torch.full_like(places, torch.inf)

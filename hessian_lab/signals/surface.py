@@ -108,7 +108,9 @@ def level_set(volume: Array, level: float = 0.0, *, name: str = "field") -> Mesh
     # so that the surface closes at the box itself.
     heights = (volume - level) / np.abs(volume - level).max()
     padded = np.pad(heights, 1, constant_values=FAR_BELOW)
-    places, faces, _, _ = marching_cubes(padded, 0.0, gradient_direction="ascent")
+    places, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
+        padded, 0.0, gradient_direction="ascent"
+    )
     steps = 2 / (np.array(volume.shape) - 1)
     vertices = np.clip((places.astype(np.float64) - 1) * steps - 1, -1, 1)
     return mesh_of_polygons(

@@ -17,8 +17,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 FILE = Path("sample_data") / "jacksboro_fault_dem.npz"
 ATTRIBUTION = (
-    "Elevation around the Jacksboro fault, Tennessee, 3 arc seconds, from matplotlib's sample data, "
-    "heights exaggerated"
+    "Elevation around the Jacksboro fault, Tennessee, from matplotlib's sample data, heights "
+    "exaggerated twelvefold"
 )
 METRES_PER_DEGREE = 111_195.0
 # Of heights over lengths. 840 m on 32 km would be a sheet of paper.
