@@ -23,7 +23,7 @@ PARSERS: dict[str, Callable[[bytes], Polygons]] = {
 }
 MOST_BYTES = 1 << 30
 # Memory per byte of a file while it is read, measured: a number of two letters becomes an object.
-MEMORY_PER_BYTE = 64
+MEMORY_PER_BYTE = 72
 
 
 def is_mesh_path(path: str | Path) -> bool:

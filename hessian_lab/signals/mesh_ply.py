@@ -303,7 +303,8 @@ class _BinaryRows:
         within = np.arange(sizes.sum()) - np.repeat(before, sizes)
         first = np.repeat(starts, sizes) + record.itemsize * within
         letters = np.frombuffer(self.body, np.uint8)[first[:, None] + np.arange(record.itemsize)]
-        return letters.view(record)[:, 0].astype(np.int64)
+        numbers: Array = letters.view(record)[:, 0].astype(np.int64)
+        return numbers
 
     def _read(self, kind: str, start: int, size: int) -> Array:
         if start + size * np.dtype(kind).itemsize > len(self.body):
