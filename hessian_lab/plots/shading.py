@@ -18,7 +18,7 @@ OUTSIDE = (0.70, 0.77, 0.84)
 LAMPS = (((-0.6, 0.8, 0.45), 0.85), ((0.9, 0.0, 0.4), 0.15))
 AMBIENT = 0.12
 # Cosine of the angle between a face and its neighbours from which their edge is drawn sharp.
-CREASE = 0.7
+CREASE = 0.85
 # Rays per pixel and side.
 SAMPLES = 2
 # Pairs of a face and a ray that are looked at together.

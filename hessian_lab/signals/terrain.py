@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+import zlib
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import matplotlib
 import numpy as np
@@ -48,7 +50,7 @@ def terrain_mesh(name: str = "terrain") -> Mesh:
             heights = np.asarray(arrays["elevation"], dtype=np.float64)
             south, north = sorted(float(arrays[key]) for key in ("ymin", "ymax"))
             west, east = sorted(float(arrays[key]) for key in ("xmin", "xmax"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"signal {name} must be in matplotlib's data folder, {path} is missing or damaged. "
             "Reinstall it with: pip install --force-reinstall matplotlib"

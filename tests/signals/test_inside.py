@@ -106,7 +106,7 @@ def test_points_straight_above_and_below_vertices_edges_and_walls(mesh):
     shifts = 1e-7 * np.array([[1, 1, 1], [-1, -1, -1], [1, -1, 1], [-1, 1, 1], [0.5, 1, -1]])
     around = [np.abs(winding_numbers(mesh, points + shift)) > 0.5 for shift in shifts]
     sure = np.all(around, axis=0) | ~np.any(around, axis=0)
-    assert sure.mean() > 0.8
+    assert sure.mean() > 0.6
     assert (inside(mesh, points) == around[0])[sure].all()
 
 
