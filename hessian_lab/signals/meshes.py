@@ -203,7 +203,6 @@ def mesh_of_polygons(
 
 def _welded(vertices: Array) -> tuple[Array, Array]:
     """Return the distinct vertices in order of first mention, and the place of each among them."""
-    vertices = vertices + 0.0  # -0 is 0
     order = np.lexsort(vertices.T)
     in_order = vertices[order]
     starts = np.ones(len(vertices), dtype=bool)

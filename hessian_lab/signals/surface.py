@@ -19,7 +19,6 @@ RESOLUTION = 128
 CHUNK = 8192
 # Memory of one point of a grid until its surface is found.
 POINT_BYTES = 64
-FAR_BELOW = -1e6
 
 
 def logits(model: nn.Module, coords: Tensor, *, chunk_size: int = CHUNK) -> Tensor:
@@ -104,10 +103,10 @@ def level_set(volume: Array, level: float = 0.0, *, name: str = "field") -> Mesh
     above = volume > level
     if not above.any():
         raise InputError(f"mesh must enclose a volume, {name} is outside everywhere in the box.")
-    # In units of the largest, for scikit-image's single precision; around it far below the level,
-    # so that the surface closes at the box itself.
+    # In units of the largest, for scikit-image's single precision. All around is below the level:
+    # what closes the surface there is then pressed onto the box.
     heights = (volume - level) / np.abs(volume - level).max()
-    padded = np.pad(heights, 1, constant_values=FAR_BELOW)
+    padded = np.pad(heights, 1, constant_values=-1.0)
     places, faces, _, _ = marching_cubes(  # type: ignore[no-untyped-call]
         padded, 0.0, gradient_direction="ascent"
     )

@@ -44,6 +44,15 @@ def test_a_ball_is_brightest_towards_the_lamp_and_smooth():
     assert np.abs(np.diff(disc)).max() < 0.1
 
 
+def test_the_inside_of_a_surface_is_lit_as_its_outside_would_be():
+    pictures = [
+        shade(*arrays(mesh), view=FRONT, size=60)[..., :3].sum(axis=-1)
+        for mesh in (icosphere(3, 0.9), turned(icosphere(3, 0.9)))
+    ]
+    inner = (slice(15, 45), slice(15, 45))
+    assert np.corrcoef(*[picture[inner].ravel() for picture in pictures])[0, 1] > 0.99
+
+
 def test_what_is_near_hides_what_is_far():
     near, far = box(0.5, 0.5, 0.1), box(1, 1, 0.1)
     places = np.array([[0, 0, 0.8], [0, 0, -0.8]])

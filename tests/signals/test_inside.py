@@ -125,14 +125,35 @@ def test_a_dyadic_grid_through_all_the_corners_of_boxes():
 
 def test_stacked_boxes_leave_no_gap_and_no_overlap():
     # Half-open rules give every point of a face to one side.
-    cells = [
-        Mesh(box(1, 1, 1).vertices + np.array([x, y, 0]), box(1, 1, 1).faces)
-        for x in (-0.5, 0.5)
-        for y in (-0.5, 0.5)
-    ]
+    corners = grid_points(*[np.array([-0.5, 0.5])] * 3)
+    cells = [Mesh(box(1, 1, 1).vertices + corner, box(1, 1, 1).faces) for corner in corners]
     axis = np.arange(-8, 8) / 8
-    counts = sum(inside_grid(one, axis, axis, axis[4:12]).astype(int) for one in cells)
-    assert (counts == 1).all()
+    assert (sum(inside_grid(one, axis, axis, axis).astype(int) for one in cells) == 1).all()
+    points = grid_points(axis, axis, axis)
+    assert (sum(inside(one, points).astype(int) for one in cells) == 1).all()
+
+
+def test_a_cut_that_rounding_takes_beyond_its_edge_does_not_open_the_surface():
+    generator = np.random.default_rng(0)
+    starts, ends = -generator.random(1000), generator.random(1000)
+    # Where start + (end - start) is greater than end.
+    place = np.flatnonzero(starts + (ends - starts) > ends)[0]
+    start, end = starts[place], ends[place]
+    ring = [(start, -1), (end + 1, -1), (end + 1, 1), (end - 2, 1), (end - 2, -1)]
+    outline = np.array([*ring, (end, 0)])
+    vertices = np.concatenate([np.c_[outline, np.full(6, z)] for z in (-1.0, 1.0)])
+    top = [(6 + i, 6 + (i + 1) % 5, 11) for i in range(5)]
+    bottom = [((i + 1) % 5, i, 5) for i in range(5)]
+    walls = [
+        face
+        for i in range(5)
+        for face in ((i, (i + 1) % 5, 6 + (i + 1) % 5), (i, 6 + (i + 1) % 5, 6 + i))
+    ]
+    mesh = Mesh(vertices, np.array(top + bottom + walls))
+    assert mesh.edges.oriented
+    # A line so near below the centre that its share of the edge rounds to 1.
+    points = np.array([[end, -1e-17, z] for z in (-2, 0, 2)])
+    assert inside(mesh, points).tolist() == [False, True, False]
 
 
 def test_any_rounding_of_a_column_leaves_what_it_enters():

@@ -92,6 +92,7 @@ FILES = {
     "ply, big-endian": (".ply", binary_ply(">")),
     "ply, little-endian, CRLF": (".ply", binary_ply("<", newline="\r\n")),
     "ply, mixed": (".ply", binary_ply("<", [*SQUARES[:4], *TRIANGLES[8:]])),
+    "ply, mixed, small first": (".ply", binary_ply(">", [*TRIANGLES[:6], *SQUARES[3:]])),
     "stl": (".stl", stl()),
     "stl, CRLF": (".stl", stl("\r\n")),
     "stl, binary": (".stl", binary_stl()),

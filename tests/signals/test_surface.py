@@ -90,7 +90,7 @@ def test_a_solid_that_reaches_the_box_is_cut_off_there():
 
 def test_a_full_box_is_a_cube():
     mesh = field_mesh(Solid(lambda coords: torch.ones_like(coords[:, 0])), 9)
-    assert mesh.volume == pytest.approx(8, rel=1e-5)
+    assert mesh.volume == pytest.approx(8, rel=1e-14)
     assert mesh.edges.watertight
 
 
