@@ -20,10 +20,16 @@ class Activation:
         value: Maps ``z`` to φ(z), twice differentiable by autograd.
         jet: Maps ``z`` to (φ(z), φ′(z), φ″(z)) in closed form, sharing what the three have in
             common.
+        pair: Maps ``z`` to the first two, where that is cheaper than the three.
     """
 
     value: Callable[[Tensor], Tensor]
     jet: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    pair: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def rise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return φ(z) and φ′(z)."""
+        return self.jet(z)[:2] if self.pair is None else self.pair(z)
 
 
 def relu(omega: float | None = None, sigma: float | None = None) -> Activation:
@@ -63,7 +69,11 @@ def sine(omega: float = 30.0, sigma: float | None = None) -> Activation:
         wave = torch.sin(phase)
         return wave, omega * torch.cos(phase), -(omega**2) * wave
 
-    return Activation(value, jet)
+    def pair(z: Tensor) -> tuple[Tensor, Tensor]:
+        phase = omega * z
+        return torch.sin(phase), phase.cos_().mul_(omega)
+
+    return Activation(value, jet, pair)
 
 
 def gaussian(omega: float | None = None, sigma: float = 0.1) -> Activation:

@@ -1,0 +1,220 @@
+"""Many coordinate networks of one shape, evaluated together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hessian_lab.fields.activations import Activation
+from hessian_lab.fields.encoding import encode
+from hessian_lab.fields.mlp import CoordinateMLP, make_field
+from hessian_lab.losses import Loss, mse
+
+# Numbers of one layer's activations that are worked on at once: they stay in the cache.
+CHUNK_NUMBERS = 1 << 18
+
+
+@dataclass(frozen=True, eq=False)
+class FieldStack:
+    """``K`` coordinate networks of one shape, their parameters in the rows of one matrix.
+
+    Attributes:
+        parameters: [K, n], each row in the order of ``named_parameters()`` of a
+            ``CoordinateMLP``.
+        activation: The nonlinearity of all.
+        sizes: Inputs of the first map, units of the hidden layers, channels.
+        octaves: Octaves of the positional encoding; 0 feeds the coordinates as they are.
+    """
+
+    parameters: Tensor
+    activation: Activation
+    sizes: tuple[int, ...]
+    octaves: int = 0
+
+    @property
+    def num_fields(self) -> int:
+        """The number of networks ``K``."""
+        return len(self.parameters)
+
+    def field(self, index: int) -> CoordinateMLP:
+        """Return one network, with a copy of its parameters."""
+        num_inputs = self.sizes[0] // (1 + 2 * self.octaves)
+        model = CoordinateMLP(
+            num_inputs,
+            self.sizes[-1],
+            self.activation,
+            width=self.sizes[1] if len(self.sizes) > 2 else 1,
+            depth=len(self.sizes) - 2,
+            octaves=self.octaves,
+            dtype=self.parameters.dtype,
+            device=self.parameters.device,
+        )
+        start = 0
+        with torch.no_grad():
+            for value in model.parameters():
+                part = self.parameters[index, start : start + value.numel()]
+                value.copy_(part.view_as(value))
+                start += value.numel()
+        return model
+
+    def __call__(self, coords: Tensor) -> Tensor:
+        """Return the values [K, p, c] at coordinates [p, d] of all, or [K, p, d] of each."""
+        state = _per_field(encode(coords, self.octaves), self.num_fields)
+        maps = split_maps(self.parameters, self.sizes)
+        for place, (weight, bias) in enumerate(maps):
+            state = torch.baddbmm(bias, state, weight.transpose(1, 2))
+            if place < len(maps) - 1:
+                state = self.activation.value(state)
+        return state
+
+
+def make_stack(
+    name: str, num_fields: int, num_inputs: int, num_outputs: int, *, seed: int = 0, **options: Any
+) -> FieldStack:
+    """Return ``K`` networks; the k-th is ``make_field(name, …, seed=seed + k)``.
+
+    Args:
+        name: A key of ``ACTIVATIONS``.
+        num_fields: ``K``.
+        num_inputs: Coordinates per point.
+        num_outputs: Channels.
+        seed: Of the first network's initialisation.
+        options: As of ``make_field``.
+
+    Raises:
+        ValueError: For an unknown name, a size out of range, or no field at all.
+    """
+    if num_fields < 1:
+        raise ValueError(f"num_fields must be at least 1, got {num_fields}.")
+    return stack_fields(
+        [
+            make_field(name, num_inputs, num_outputs, seed=seed + index, **options)
+            for index in range(num_fields)
+        ]
+    )
+
+
+def stack_fields(fields: Sequence[CoordinateMLP]) -> FieldStack:
+    """Return networks of one shape and activation as a stack, with copies of their parameters.
+
+    Raises:
+        ValueError: If there is none, or shapes differ.
+    """
+    if not fields:
+        raise ValueError("fields must hold at least one network, got none.")
+    shapes = [(_sizes(one), one.octaves) for one in fields]
+    for index, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ValueError(f"fields must have one shape, {shapes[0]}, field {index} has {shape}.")
+    rows = [torch.cat([value.detach().flatten() for value in one.parameters()]) for one in fields]
+    sizes, octaves = shapes[0]
+    return FieldStack(torch.stack(rows), fields[0].activation, sizes, octaves)
+
+
+def split_maps(parameters: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Return views of the weights [K, out, in] and biases [K, 1, out] of every map."""
+    maps, start, count = [], 0, len(parameters)
+    for fan_in, fan_out in pairwise(sizes):
+        middle, stop = start + fan_in * fan_out, start + (fan_in + 1) * fan_out
+        weight = parameters[:, start:middle].view(count, fan_out, fan_in)
+        maps.append((weight, parameters[:, middle:stop].unsqueeze(1)))
+        start = stop
+    return maps
+
+
+class StackedObjective:
+    """The losses of ``K`` fields on their own values, with gradients, for any of them.
+
+    An evaluation of k fields on p points takes ``6 k p n`` operations, in chunks of fields that
+    stay in the cache, and memory for one chunk.
+
+    Args:
+        stack: What the fields are like; its parameters are not used.
+        coords: Coordinates [p, d] of all fields, or [K, p, d] of each.
+        values: Values [K, p, c].
+        loss: A mean over points.
+
+    Raises:
+        ValueError: If shapes do not match.
+    """
+
+    def __init__(self, stack: FieldStack, coords: Tensor, values: Tensor, loss: Loss = mse) -> None:
+        count, points = values.shape[0], values.shape[1]
+        if values.ndim != 3 or values.shape[2] != stack.sizes[-1]:
+            expected = [stack.num_fields, "p", stack.sizes[-1]]
+            raise ValueError(f"values must have shape {expected}, got {list(values.shape)}.")
+        if count != stack.num_fields:
+            raise ValueError(f"values must be of {stack.num_fields} fields, got {count}.")
+        if coords.shape[-2] != points or (coords.ndim == 3 and len(coords) != count):
+            raise ValueError(
+                f"coords must be [{points}, d] or [{count}, {points}, d], got {list(coords.shape)}."
+            )
+        self.stack, self.values, self.loss = stack, values, loss
+        self.inputs = encode(coords, stack.octaves)
+        widest = max(stack.sizes[1:])
+        self.chunk_size = max(1, CHUNK_NUMBERS // (points * widest))
+
+    @torch.no_grad()
+    def __call__(self, parameters: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return losses [k] and gradients [k, n] of fields with these parameters [k, n].
+
+        Args:
+            parameters: Rows as in ``FieldStack``.
+            index: Which fields' data they are to fit [k]; all by default.
+        """
+        losses = parameters.new_empty(len(parameters))
+        gradients = torch.empty_like(parameters)
+        for start in range(0, len(parameters), self.chunk_size):
+            part = slice(start, min(start + self.chunk_size, len(parameters)))
+            places = part if index is None else index[part]
+            inputs = self.inputs if self.inputs.ndim == 2 else self.inputs[places]
+            self._chunk(
+                parameters[part], inputs, self.values[places], losses[part], gradients[part]
+            )
+        return losses, gradients
+
+    def _chunk(
+        self, parameters: Tensor, inputs: Tensor, values: Tensor, losses: Tensor, gradients: Tensor
+    ) -> None:
+        """Write losses and gradients of some fields."""
+        maps = split_maps(parameters, self.stack.sizes)
+        states, slopes = [_per_field(inputs, len(parameters))], []
+        for weight, bias in maps[:-1]:
+            z = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
+            state, slope = self.stack.activation.rise(z)
+            states.append(state)
+            slopes.append(slope)
+        weight, bias = maps[-1]
+        outputs = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
+        losses[:], errors = _loss_and_errors(self.loss, outputs, values)
+        for place in range(len(maps) - 1, -1, -1):
+            weight_part, bias_part = split_maps(gradients, self.stack.sizes)[place]
+            weight_part.copy_(torch.bmm(errors.transpose(1, 2), states[place]))
+            bias_part.copy_(errors.sum(dim=1, keepdim=True))
+            if place:
+                errors = torch.bmm(errors, maps[place][0]).mul_(slopes[place - 1])
+
+
+def _loss_and_errors(loss: Loss, outputs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the loss of each field, and its gradient with respect to the outputs [k, p, c]."""
+    if loss is mse:
+        errors = outputs - values
+        points = errors.shape[1]
+        return errors.square().sum(dim=(1, 2)) / (2 * points), errors.div_(points)
+    with torch.enable_grad():
+        leaf = outputs.detach().requires_grad_()
+        losses = torch.vmap(loss)(leaf, values)
+        (errors,) = torch.autograd.grad(losses.sum(), leaf)
+    return losses.detach(), errors
+
+
+def _per_field(inputs: Tensor, count: int) -> Tensor:
+    return inputs if inputs.ndim == 3 else inputs.expand(count, *inputs.shape)
+
+
+def _sizes(field: CoordinateMLP) -> tuple[int, ...]:
+    maps = field.maps
+    return (maps[0].in_features, *(one.out_features for one in maps))
