@@ -9,6 +9,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "CoordinateMLP": "hessian_lab.fields.mlp",
     "make_field": "hessian_lab.fields.mlp",
+    "FieldStack": "hessian_lab.fields.stack",
+    "make_stack": "hessian_lab.fields.stack",
+    "stack_fields": "hessian_lab.fields.stack",
+    "StackedLBFGS": "hessian_lab.optim.stacked_lbfgs",
+    "StackedObjective": "hessian_lab.training.stacked_objective",
+    "train_tiles": "hessian_lab.training.tiles",
     "Signal": "hessian_lab.signal",
     "load_signal": "hessian_lab.signals",
     "mse": "hessian_lab.losses",
@@ -53,6 +59,7 @@ __all__ = [
     "CoordinateMLP",
     "Eigenpairs",
     "Estimate",
+    "FieldStack",
     "GGNOperator",
     "HessianOperator",
     "HessianTerms",
@@ -63,6 +70,8 @@ __all__ = [
     "Signal",
     "SpectralMeasure",
     "Spectrum",
+    "StackedLBFGS",
+    "StackedObjective",
     "SymmetricOperator",
     "bce",
     "condition_number",
@@ -80,19 +89,24 @@ __all__ = [
     "load_run",
     "load_signal",
     "make_field",
+    "make_stack",
     "mse",
     "plot_density",
     "plot_spectrum",
     "row_norms",
     "spectral_measure",
     "spectrum",
+    "stack_fields",
     "trace",
     "train",
+    "train_tiles",
 ]
 
 if TYPE_CHECKING:
     from hessian_lab.fields.mlp import CoordinateMLP, make_field
+    from hessian_lab.fields.stack import FieldStack, make_stack, stack_fields
     from hessian_lab.losses import bce, mse
+    from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
     from hessian_lab.plots.density import plot_density
     from hessian_lab.plots.eigenvalues import plot_spectrum
     from hessian_lab.probe.closed_diagonal import exact_diagonal
@@ -116,6 +130,8 @@ if TYPE_CHECKING:
     from hessian_lab.training.loop import train
     from hessian_lab.training.run import Run, load_run
     from hessian_lab.training.setup import Setup
+    from hessian_lab.training.stacked_objective import StackedObjective
+    from hessian_lab.training.tiles import train_tiles
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ COMMANDS = {
     "derivatives": "hessian_lab.cli.derivatives",
     "sweep": "hessian_lab.cli.sweep",
     "compare": "hessian_lab.cli.compare",
+    "kilo": "hessian_lab.cli.kilo",
     "cost": "hessian_lab.cli.cost",
     "report": "hessian_lab.cli.report",
     "data": "hessian_lab.cli.data",

@@ -35,6 +35,7 @@ def _signals() -> list[str]:
     from hessian_lab.signals.bundled import FILES
 
     texts = {name: attribution for name, (_, attribution) in FILES.items()}
+    texts["mandelbrot"] = "the Mandelbrot set, computed at any size"
     texts["sines"] = "sin 2πx + sin 6πx on [-1, 1], 256 points"
     texts["bwv1007"] = "Bach, BWV 1007, prelude, bars 1-2, 7.9 s, synthesised: no recording"
     for name, entry in entries().items():

@@ -11,10 +11,6 @@ from torch import Tensor
 from hessian_lab.fields.activations import Activation
 from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.mlp import CoordinateMLP, make_field
-from hessian_lab.losses import Loss, mse
-
-# Numbers of one layer's activations that are worked on at once: they stay in the cache.
-CHUNK_NUMBERS = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +58,7 @@ class FieldStack:
 
     def __call__(self, coords: Tensor) -> Tensor:
         """Return the values [K, p, c] at coordinates [p, d] of all, or [K, p, d] of each."""
-        state = _per_field(encode(coords, self.octaves), self.num_fields)
+        state = per_field(encode(coords, self.octaves), self.num_fields)
         maps = split_maps(self.parameters, self.sizes)
         for place, (weight, bias) in enumerate(maps):
             state = torch.baddbmm(bias, state, weight.transpose(1, 2))
@@ -125,93 +121,8 @@ def split_maps(parameters: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, T
     return maps
 
 
-class StackedObjective:
-    """The losses of ``K`` fields on their own values, with gradients, for any of them.
-
-    An evaluation of k fields on p points takes ``6 k p n`` operations, in chunks of fields that
-    stay in the cache, and memory for one chunk.
-
-    Args:
-        stack: What the fields are like; its parameters are not used.
-        coords: Coordinates [p, d] of all fields, or [K, p, d] of each.
-        values: Values [K, p, c].
-        loss: A mean over points.
-
-    Raises:
-        ValueError: If shapes do not match.
-    """
-
-    def __init__(self, stack: FieldStack, coords: Tensor, values: Tensor, loss: Loss = mse) -> None:
-        count, points = values.shape[0], values.shape[1]
-        if values.ndim != 3 or values.shape[2] != stack.sizes[-1]:
-            expected = [stack.num_fields, "p", stack.sizes[-1]]
-            raise ValueError(f"values must have shape {expected}, got {list(values.shape)}.")
-        if count != stack.num_fields:
-            raise ValueError(f"values must be of {stack.num_fields} fields, got {count}.")
-        if coords.shape[-2] != points or (coords.ndim == 3 and len(coords) != count):
-            raise ValueError(
-                f"coords must be [{points}, d] or [{count}, {points}, d], got {list(coords.shape)}."
-            )
-        self.stack, self.values, self.loss = stack, values, loss
-        self.inputs = encode(coords, stack.octaves)
-        widest = max(stack.sizes[1:])
-        self.chunk_size = max(1, CHUNK_NUMBERS // (points * widest))
-
-    @torch.no_grad()
-    def __call__(self, parameters: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return losses [k] and gradients [k, n] of fields with these parameters [k, n].
-
-        Args:
-            parameters: Rows as in ``FieldStack``.
-            index: Which fields' data they are to fit [k]; all by default.
-        """
-        losses = parameters.new_empty(len(parameters))
-        gradients = torch.empty_like(parameters)
-        for start in range(0, len(parameters), self.chunk_size):
-            part = slice(start, min(start + self.chunk_size, len(parameters)))
-            places = part if index is None else index[part]
-            inputs = self.inputs if self.inputs.ndim == 2 else self.inputs[places]
-            self._chunk(
-                parameters[part], inputs, self.values[places], losses[part], gradients[part]
-            )
-        return losses, gradients
-
-    def _chunk(
-        self, parameters: Tensor, inputs: Tensor, values: Tensor, losses: Tensor, gradients: Tensor
-    ) -> None:
-        """Write losses and gradients of some fields."""
-        maps = split_maps(parameters, self.stack.sizes)
-        states, slopes = [_per_field(inputs, len(parameters))], []
-        for weight, bias in maps[:-1]:
-            z = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
-            state, slope = self.stack.activation.rise(z)
-            states.append(state)
-            slopes.append(slope)
-        weight, bias = maps[-1]
-        outputs = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
-        losses[:], errors = _loss_and_errors(self.loss, outputs, values)
-        for place in range(len(maps) - 1, -1, -1):
-            weight_part, bias_part = split_maps(gradients, self.stack.sizes)[place]
-            weight_part.copy_(torch.bmm(errors.transpose(1, 2), states[place]))
-            bias_part.copy_(errors.sum(dim=1, keepdim=True))
-            if place:
-                errors = torch.bmm(errors, maps[place][0]).mul_(slopes[place - 1])
-
-
-def _loss_and_errors(loss: Loss, outputs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the loss of each field, and its gradient with respect to the outputs [k, p, c]."""
-    if loss is mse:
-        errors = outputs - values
-        points = errors.shape[1]
-        return errors.square().sum(dim=(1, 2)) / (2 * points), errors.div_(points)
-    with torch.enable_grad():
-        leaf = outputs.detach().requires_grad_()
-        losses = torch.vmap(loss)(leaf, values)
-        (errors,) = torch.autograd.grad(losses.sum(), leaf)
-    return losses.detach(), errors
-
-
-def _per_field(inputs: Tensor, count: int) -> Tensor:
+def per_field(inputs: Tensor, count: int) -> Tensor:
+    """Return inputs [p, d] of all fields as [count, p, d]; those of each as they are."""
     return inputs if inputs.ndim == 3 else inputs.expand(count, *inputs.shape)
 
 

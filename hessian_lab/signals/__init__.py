@@ -26,7 +26,8 @@ SIGNALS = {
     "chelsea": Named("image", "hessian_lab.signals.bundled:load_bundled"),
     "coffee": Named("image", "hessian_lab.signals.bundled:load_bundled"),
     "retina": Named("image", "hessian_lab.signals.bundled:load_bundled"),
-    "albert": Named("image", "hessian_lab.signals.bundled:load_registered"),
+    "albert": Named("image", "hessian_lab.signals.bundled:load_bundled"),
+    "mandelbrot": Named("image", "hessian_lab.signals.tiles:load_mandelbrot"),
     "sines": Named("line", "hessian_lab.signals.sines:load_sines"),
     "bwv1007": Named("audio", "hessian_lab.signals.cello:load_cello"),
     "brahms": Named("audio", "hessian_lab.signals.audio:load_registered"),
@@ -59,8 +60,8 @@ def load_signal(
 
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
-            (a photograph of 14 megapixels), sines (sin 2πx + sin 6πx), bwv1007 (bars of Bach,
-            synthesised), brahms (a recording), or the path of an image or a sound: whatever has a
+            (a photograph of 14 megapixels), mandelbrot (an image of any size), sines (sin 2πx +
+            sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), or the path of an image or a sound: whatever has a
             '/', '.' or '~' in it. albert and brahms need ``hessian-lab data get`` once.
         size: Pixels per side, or points of ``sines``; by default the image's own size, or 256.
         dtype: Of coordinates and values; float64 by default.

@@ -1,4 +1,4 @@
-"""The images that scikit-image ships in its wheel."""
+"""Images by name: those that scikit-image ships in its wheel, and registered ones."""
 
 from pathlib import Path
 
@@ -20,7 +20,21 @@ FILES = {
 
 
 def load_bundled(name: str, size: int | None) -> Signal:
-    """Return one of scikit-image's own images."""
+    """Return an image of scikit-image's, or one of the data registry."""
+    path, attribution = image_file(name)
+    return load_file(path, size, name=name, attribution=attribution)
+
+
+def image_file(name: str) -> tuple[Path, str]:
+    """Return where the file of a named image lies, and whose it is.
+
+    Raises:
+        ValueError: For a name that neither scikit-image nor the registry has.
+        InputError: If scikit-image was installed without it, or it must be downloaded first.
+    """
+    if name not in FILES:
+        entry, path = located(name)
+        return path, entry.credit
     file, attribution = FILES[name]
     path = Path(skimage.__file__).parent / "data" / file
     if not path.exists():
@@ -28,10 +42,4 @@ def load_bundled(name: str, size: int | None) -> Signal:
             f"signal {name} must be in scikit-image's data folder, {path} is missing. "
             "Reinstall it with: pip install --force-reinstall scikit-image"
         )
-    return load_file(path, size, name=name, attribution=attribution)
-
-
-def load_registered(name: str, size: int | None) -> Signal:
-    """Return an image of the data registry, which must have been downloaded."""
-    entry, path = located(name)
-    return load_file(path, size, name=name, attribution=entry.credit)
+    return path, attribution

@@ -30,9 +30,9 @@ def load_file(
     Raises:
         InputError: If the file is missing, empty, truncated, no image, or has NaN or Inf in it.
     """
-    path = _expanded(path)
-    data = _bytes(path)
-    pixels = _over_white(_scaled(_decode(data, path), path))
+    path = expanded(path)
+    data = read_bytes(path)
+    pixels = over_white(scaled(decode(data, path), path))
     pixels = _resize(_crop(pixels, path), size)
     rows, columns, channels = pixels.shape
     axes = [torch.linspace(-1, 1, count, dtype=torch.float64) for count in (rows, columns)]
@@ -44,7 +44,8 @@ def load_file(
     return Signal(coords, values, shape=(rows, columns), source=source)
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of an image file, or say in a sentence why there are none."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -57,14 +58,15 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _expanded(path: str | Path) -> Path:
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home directory for a leading ``~``."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise InputError(f"signal must be an image file, {path}: {error}") from None
 
 
-def _decode(data: bytes, path: Path) -> Array:
+def decode(data: bytes, path: Path) -> Array:
     """Return the pixels [rows, columns, channels] as stored, colours as RGB."""
     try:
         with warnings.catch_warnings():
@@ -131,7 +133,7 @@ def _reason(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _scaled(pixels: Array, path: Path) -> Array:
+def scaled(pixels: Array, path: Path) -> Array:
     """Return the pixels in float64; integers as a share of the largest that their bits hold."""
     if pixels.dtype == bool:
         return pixels.astype(np.float64)
@@ -149,7 +151,8 @@ def _scaled(pixels: Array, path: Path) -> Array:
     return pixels.astype(np.float64)
 
 
-def _over_white(pixels: Array) -> Array:
+def over_white(pixels: Array) -> Array:
+    """Return pixels composited over white where there is transparency."""
     channels = pixels.shape[2]
     if channels in (1, 3):
         return pixels

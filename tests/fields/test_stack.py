@@ -3,8 +3,9 @@ import torch
 
 from hessian_lab.fields import ACTIVATIONS
 from hessian_lab.fields.mlp import make_field
-from hessian_lab.fields.stack import StackedObjective, make_stack, stack_fields
+from hessian_lab.fields.stack import make_stack, stack_fields
 from hessian_lab.losses import LOSSES, mse
+from hessian_lab.training.stacked_objective import StackedObjective
 from tests.reference import assert_same
 
 COUNT, POINTS, CHANNELS = 5, 23, 3

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hessian_lab.fields.stack import StackedObjective, make_stack
+from hessian_lab.fields.stack import make_stack
 from hessian_lab.losses import mse
 from hessian_lab.optim.compact import two_loop
 from hessian_lab.optim.lbfgs import LBFGS
@@ -9,6 +9,7 @@ from hessian_lab.optim.searching import curved
 from hessian_lab.optim.stacked_lbfgs import StackedLBFGS, _Pairs
 from hessian_lab.optim.stacked_wolfe import stacked_strong_wolfe
 from hessian_lab.optim.wolfe import Trial, strong_wolfe
+from hessian_lab.training.stacked_objective import StackedObjective
 from tests.reference import assert_same
 
 COUNT, POINTS = 6, 40

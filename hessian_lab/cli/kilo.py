@@ -1,0 +1,190 @@
+"""``hessian-lab kilo``."""
+
+import argparse
+import logging
+from typing import TYPE_CHECKING, Any
+
+from hessian_lab.cli.flags import add_output, add_setup, asked_setup
+from hessian_lab.cli.parser import Parser, number
+from hessian_lab.errors import UsageError
+from hessian_lab.training.setup import Setup
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from hessian_lab.training.tiles import TileRun
+
+HELP = "a small field for every tile of a large image, trained together"
+EPILOG = """\
+All tiles of a block are trained at once, each by its own L-BFGS (or Adam), from a seed of its own.
+Memory is that of one block; a killed run continues with the next block when the command is typed
+again.
+
+  hessian-lab kilo --signal retina --tile 32
+  hessian-lab kilo --signal mandelbrot --size 4096 --tile 64 --width 64 --depth 4
+  hessian-lab kilo --signal photo.jpg --optimizer adam --lr 3e-3 --steps 200
+  hessian-lab kilo --signal retina --size 512 --spectra
+
+With --spectra the whole Hessian spectrum of every tile is measured, and κ and the share of zero
+eigenvalues are drawn as maps over the picture.
+
+Exit status: 0 done, 1 failed, 2 bad usage, 4 input missing or wrong, 130 interrupted (the same
+command continues).
+"""
+JOB = {"signal": "retina", "act": "sine", "width": 32, "depth": 2, "steps": 20, "dtype": "float32"}
+
+logger = logging.getLogger(__name__)
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of this command."""
+    group = parser.add_argument_group("tiles")
+    integers: dict[str, Any] = {"type": number(int), "metavar": "N"}
+    group.add_argument("--tile", default=32, help="pixels per side of a tile (32)", **integers)
+    group.add_argument("--block", default=256, help="tiles trained together (256)", **integers)
+    group.add_argument(
+        "--spectra", action="store_true", help="measure the Hessian spectrum of every tile"
+    )
+    group.add_argument(
+        "--every", default=1, help="tiles from one spectrum to the next (1)", **integers
+    )
+    add_setup(parser, JOB)
+    add_output(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train the tiles, measure them if asked, draw, and print."""
+    if args.every < 1:
+        raise UsageError(f"every must be at least 1, got {args.every}.")
+    if args.every > 1 and not args.spectra:
+        logger.warning("--every has no effect without --spectra")
+    import json
+
+    from hessian_lab.training.files import finite
+
+    done = _train(args)
+    spectra = _measure(args, done) if args.spectra else None
+    pictures = _draw(done, spectra)
+    if args.json:
+        print(json.dumps(finite(_object(done, spectra) | {"pictures": pictures})))
+    else:
+        print("\n".join([*_table(done, spectra), "", f"results in {done.path}", *pictures]))
+    return 0
+
+
+def _train(args: argparse.Namespace) -> "TileRun":
+    from hessian_lab.cli.progress import Progress
+    from hessian_lab.training.tiles import train_tiles
+
+    setup = Setup(**asked_setup(args))
+    for name in setup.ignored():
+        logger.warning("--%s has no effect on %s", name, setup.act)
+    progress: Progress | None = None
+
+    def watch(count: int, table: "pd.DataFrame") -> None:
+        nonlocal progress
+        progress = progress or Progress("tiles", count, quiet=args.quiet)
+        progress.advance(len(table), psnr=float(table["psnr"].median()))
+
+    try:
+        return train_tiles(
+            setup,
+            tile=args.tile,
+            block=args.block,
+            out=args.out,
+            overwrite=args.overwrite,
+            watch=watch,
+        )
+    finally:
+        if progress is not None:
+            progress.close()
+
+
+def _measure(args: argparse.Namespace, done: "TileRun") -> "pd.DataFrame":
+    from hessian_lab.cli.progress import Progress
+    from hessian_lab.measures.tile_spectra import measure_tiles
+
+    progress = Progress("spectra", len(range(0, len(done.table), args.every)), quiet=args.quiet)
+    try:
+        return measure_tiles(
+            done, every=args.every, watch=lambda row: progress.advance(κ=row["kappa"])
+        )
+    finally:
+        progress.close()
+
+
+def _draw(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
+    import numpy as np
+    from PIL import Image
+
+    from hessian_lab.plots.style import save
+    from hessian_lab.plots.tile_maps import plot_tiles
+    from hessian_lab.training.tiles import PICTURE
+
+    path = done.path / PICTURE
+    picture = None
+    if path.exists():
+        # It is our own, however large.
+        with Image.open(path) as image:
+            picture = np.asarray(image).reshape(*done.record["shape"])
+    figure = plot_tiles(
+        picture,
+        done.table,
+        spectra,
+        shape=tuple(done.record["shape"][:2]),
+        tile=done.tile,
+        title=f"{_headline(done)}. {done.record['data']['attribution']}",
+    )
+    drawn = [str(one) for one in save(figure, done.path / "figures" / "tiles")]
+    return ([str(path)] if picture is not None else []) + drawn
+
+
+def _headline(done: "TileRun") -> str:
+    setup, (rows, columns, _) = done.setup, done.record["shape"]
+    return (
+        f"{len(done.table)} fields {setup.act} {setup.depth}×{setup.width} "
+        f"({done.record['num_parameters']} parameters each) on {done.tile}×{done.tile} tiles of "
+        f"{done.record['data']['name']} {rows}×{columns}, {setup.optimizer}, {setup.steps} steps"
+    )
+
+
+def _range(column: "pd.Series[Any]", text: str) -> str:
+    numbers = (column.median(), column.min(), column.max())
+    return "median {}, least {}, largest {}".format(*(format(each, text) for each in numbers))
+
+
+def _table(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
+    table = done.table
+    lines = [
+        _headline(done),
+        "",
+        f"{'PSNR (dB)':<18} {_range(table['psnr'], '.2f')}",
+        f"{'evaluations':<18} {_range(table['evaluations'], '.0f')}",
+        f"{'finished early':<18} {int(table['finished'].sum())}",
+        f"{'seconds':<18} {done.record['seconds']:.1f}",
+    ]
+    if spectra is not None:
+        lines += [
+            "",
+            f"spectra of {len(spectra)} tiles, float64",
+            f"{'κ':<18} {_range(spectra['kappa'], '.1e')}; "
+            f"{int((~spectra['resolved'].astype(bool)).sum())} are lower bounds",
+            f"{'effective κ':<18} {_range(spectra['effective_kappa'], '.1e')}",
+            f"{'zero':<18} {_range(spectra['zero_share'], '.1%')}",
+            f"{'negative':<18} {_range(spectra['negative_share'], '.1%')}",
+        ]
+    return lines
+
+
+def _object(done: "TileRun", spectra: "pd.DataFrame | None") -> dict[str, Any]:
+    found = {
+        "command": "kilo",
+        "run": str(done.path),
+        "setup": done.setup.to_json(),
+        "tile": done.tile,
+        "shape": done.record["shape"],
+        "num_parameters": done.record["num_parameters"],
+        "seconds": done.record["seconds"],
+        "tiles": done.table.to_dict("records"),
+    }
+    return found | {"spectra": None if spectra is None else spectra.to_dict("records")}

@@ -1,0 +1,91 @@
+"""Maps over the tiles of a picture: how well each is fitted, and how its Hessian is conditioned."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hessian_lab.plots.style import set_title, styled
+
+Array = np.ndarray[Any, np.dtype[Any]]
+# Rows and columns of pixels of the picture beside the maps.
+THUMBNAIL = 600
+MAPS = ("viridis", "magma_r", "cividis")
+
+
+def plot_tiles(
+    picture: Array | None,
+    table: pd.DataFrame,
+    spectra: pd.DataFrame | None,
+    *,
+    shape: tuple[int, int],
+    tile: int,
+    title: str | None = None,
+) -> Figure:
+    """Return the picture beside maps of PSNR and, where measured, of κ and the share of zeros.
+
+    A dot marks a tile whose κ is only a lower bound; tiles that were not measured are white.
+
+    Args:
+        picture: Pixels [rows, columns, channels], 8 bits; or None.
+        table: Rows, columns and PSNR of the tiles.
+        spectra: Rows, columns, ``kappa``, ``resolved`` and ``zero_share``.
+        shape: Rows and columns of the picture.
+        tile: Pixels per side of a tile.
+        title: Of the figure.
+    """
+    panels: list[tuple[str, pd.DataFrame, Array, Array | None]] = [
+        ("PSNR (dB)", table, table["psnr"].to_numpy(), None)
+    ]
+    if spectra is not None:
+        kappas = np.log10(spectra["kappa"].to_numpy(dtype=float))
+        bounds = ~spectra["resolved"].to_numpy(dtype=bool)
+        panels.append(("log₁₀ κ (dot: lower bound)", spectra, kappas, bounds))
+        zeros = 100 * spectra["zero_share"].to_numpy(dtype=float)
+        panels.append(("zero eigenvalues (%)", spectra, zeros, None))
+    count = len(panels) + (picture is not None)
+    height = 2.2 * min(2.0, max(0.5, shape[0] / shape[1])) + 0.6
+    with styled():
+        figure = Figure(figsize=(min(2.6 * count, 10.4), height), layout="constrained")
+        axes = list(figure.subplots(1, count, squeeze=False)[0])
+        if picture is not None:
+            _picture(axes.pop(0), picture)
+        for panel, colours, (label, rows, values, marks) in zip(axes, MAPS, panels, strict=False):
+            _map(figure, panel, rows, np.asarray(values, dtype=float), marks, colours, shape, tile)
+            panel.set_title(label)
+        set_title(figure, title)
+    return figure
+
+
+def _picture(axes: Axes, picture: Array) -> None:
+    stride = max(1, -(-max(picture.shape[:2]) // THUMBNAIL))
+    small = picture[::stride, ::stride]
+    axes.imshow(small.squeeze(-1) if small.shape[2] == 1 else small, cmap="gray", vmin=0, vmax=255)
+    axes.set_title("fitted")
+    axes.set_axis_off()
+
+
+def _map(
+    figure: Figure,
+    axes: Axes,
+    rows: pd.DataFrame,
+    values: Array,
+    marks: Array | None,
+    colours: str,
+    shape: tuple[int, int],
+    tile: int,
+) -> None:
+    grid = np.full((-(-shape[0] // tile), -(-shape[1] // tile)), np.nan)
+    # The last tiles of a row and column are moved inwards to fit.
+    places = [-(-rows[name].to_numpy(dtype=int) // tile) for name in ("row", "column")]
+    grid[places[0], places[1]] = values
+    image = axes.imshow(grid, cmap=colours, interpolation="nearest")
+    if not np.nanmax(grid) > np.nanmin(grid):
+        # One colour for one number, and a scale around it.
+        image.set_clim(np.nanmin(grid) - 1e-9, np.nanmin(grid) + 1)
+    if marks is not None and marks.any() and grid.size <= 4096:
+        axes.plot(places[1][marks], places[0][marks], ".", ms=1.5, color="black")
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    axes.set_axis_off()

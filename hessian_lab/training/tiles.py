@@ -1,0 +1,355 @@
+"""One small field for every tile of a large image, a block of tiles at a time."""
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from hessian_lab.errors import InputError, UsageError
+from hessian_lab.fields.stack import FieldStack, make_stack
+from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
+from hessian_lab.probe.memory import require_bytes
+from hessian_lab.signals.tiles import TiledImage, load_tiles
+from hessian_lab.training.files import (
+    locked,
+    make_directory,
+    read_json,
+    require_disk,
+    write_atomically,
+    write_json,
+)
+from hessian_lab.training.provenance import provenance
+from hessian_lab.training.run import usable_device
+from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
+from hessian_lab.training.stacked_objective import StackedObjective
+from hessian_lab.training.trajectory import TrajectoryWriter, read_trajectory
+
+RECORD, TABLE, LOSSES, PICTURE = "tiles.json", "tiles.csv", "losses.npy", "fitted.png"
+FORMAT_VERSION = 1
+# Options of each optimizer of stacks.
+OPTIMIZERS = {
+    "lbfgs": ("history_size", "tolerance_grad", "c2"),
+    "adam": ("betas", "eps"),
+}
+# A reconstruction of more pixels is not drawn whole.
+MOST_PIXELS = 1 << 27
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Watch = Callable[[int, pd.DataFrame], None]
+
+
+@dataclass(frozen=True, eq=False)
+class TileRun:
+    """Fields of the tiles of an image, on disk.
+
+    Attributes:
+        path: The directory.
+        setup: What each field is, and how it was trained; ``signal`` and ``size`` are the image's.
+        tile: Pixels per side of a tile.
+        record: ``tiles.json``.
+        table: One row per tile that is done: its number, first row and column, loss, psnr,
+            evaluations, and whether its optimizer had finished.
+    """
+
+    path: Path
+    setup: Setup
+    tile: int
+    record: dict[str, Any]
+    table: pd.DataFrame
+
+    def image(self) -> TiledImage:
+        """Return what was fitted."""
+        return load_tiles(self.setup.signal, self.tile, self.setup.size)
+
+    @property
+    def losses(self) -> Array:
+        """The loss of every tile before each step, and at the end [tiles, steps + 1]."""
+        found: Array = np.load(self.path / LOSSES, allow_pickle=False)
+        return found
+
+    def stack(self, start: int, stop: int) -> FieldStack:
+        """Return the trained fields of some tiles."""
+        channels = int(self.record["shape"][2])
+        rows = read_trajectory(self.path, len(self.table))[start:stop]
+        parameters = torch.from_numpy(np.array(rows)).to(self.setup.device)
+        return replace(_stack(self.setup, 1, channels), parameters=parameters)
+
+
+def train_tiles(
+    setup: Setup,
+    *,
+    tile: int = 32,
+    block: int = 256,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> TileRun:
+    """Train a field of its own for every tile of an image, and keep the parameters of all.
+
+    A killed run loses the block in flight; the same call continues. Memory is that of one block,
+    beside the image.
+
+    Args:
+        setup: ``signal`` is an image (``load_tiles``), ``size`` the side of its centred square, by
+            default all of it; the optimizer is ``lbfgs`` or ``adam``.
+        tile: Pixels per side of a tile.
+        block: Tiles that are trained together.
+        out: The directory; by default ``runs/tiles-<hash>``.
+        overwrite: Start anew even if the directory holds such a run.
+        watch: Called after every block with the number of tiles and the table so far.
+
+    Raises:
+        UsageError: For values out of range, an optimizer that stacks have not, a directory that
+            holds something else.
+        InputError: For an image that cannot be read.
+        ResourceError: If a block does not fit in memory, or the parameters on the disk.
+    """
+    if block < 1:
+        raise UsageError(f"block must be at least 1, got {block}.")
+    asked_size = setup.size
+    setup = replace(setup.resolved(), size=asked_size)
+    _check(setup)
+    usable_device(setup.device)
+    image = load_tiles(setup.signal, tile, setup.size)
+    known = identity(setup, {"tile": tile, "data": image.source.sha256, "shape": image.shape})
+    path = Path(out).expanduser() if out else Path("runs") / f"tiles-{digest(known)}"
+    make_directory(path)
+    with locked(path):
+        _claim(path, setup, image, known, overwrite=overwrite)
+        _Training(path, setup, image, block, watch).run()
+    return load_tile_run(path)
+
+
+def load_tile_run(path: str | Path) -> TileRun:
+    """Return a run of tiles from its directory, as far as it is done.
+
+    Raises:
+        InputError: If the directory holds none, or one of a newer format.
+    """
+    directory = Path(path).expanduser()
+    record = read_json(directory / RECORD, "a run of tiles")
+    if record.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"run must be of format {FORMAT_VERSION}, {directory} is of format "
+            f"{record.get('format_version')}. Update hessian-lab."
+        )
+    setup = setup_from_json(record["setup"])
+    return TileRun(directory, setup, int(record["tile"]), record, _table(directory))
+
+
+def _check(setup: Setup) -> None:
+    if setup.optimizer not in OPTIMIZERS:
+        raise UsageError(
+            f"optimizer must be {' or '.join(OPTIMIZERS)} for tiles, got {setup.optimizer}."
+        )
+    for name in setup.options:
+        if name not in OPTIMIZERS[setup.optimizer]:
+            allowed = ", ".join(OPTIMIZERS[setup.optimizer])
+            raise UsageError(f"options of {setup.optimizer} for tiles are {allowed}, got {name}.")
+    for name in ("batch_size", "lr_final", "checkpoint_every"):
+        if getattr(setup, name) is not None:
+            raise UsageError(f"{name} must be left out for tiles: every step sees a whole tile.")
+
+
+def _table(directory: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(directory / TABLE)
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return pd.DataFrame(columns=["tile"])
+    except (OSError, ValueError) as error:
+        raise InputError(f"run must have a readable {TABLE}, {directory}: {error}.") from error
+
+
+def _claim(
+    path: Path, setup: Setup, image: TiledImage, known: dict[str, Any], *, overwrite: bool
+) -> None:
+    """Make the directory hold this run and no other."""
+    mark = digest(known)
+    if (path / RECORD).exists() and not overwrite:
+        there = read_json(path / RECORD, "a run of tiles")
+        if there.get("identity") != mark:
+            raise UsageError(
+                f"out must hold the same run of tiles, {path} holds another. Choose another --out, "
+                "or start anew with --overwrite."
+            )
+        return
+    others = [one.name for one in path.iterdir() if not one.name.startswith(".")]
+    if others and not (path / RECORD).exists():
+        raise UsageError(f"out must be a run of tiles or empty, {path} holds {sorted(others)[0]}.")
+    for name in (TABLE, LOSSES, PICTURE):
+        (path / name).unlink(missing_ok=True)
+    record = {
+        "format_version": FORMAT_VERSION,
+        "identity": mark,
+        "setup": setup.to_json(),
+        "tile": image.tile,
+        "shape": list(image.shape),
+        "grid": list(image.grid),
+        "num_parameters": setup.num_parameters(2, image.shape[2]),
+        "data": vars(image.source),
+        "provenance": provenance(torch.device(setup.device)),
+        "seconds": 0.0,
+    }
+    write_json(path / RECORD, record)
+
+
+def _stack(setup: Setup, count: int, channels: int, first: int = 0) -> FieldStack:
+    return make_stack(
+        setup.act,
+        count,
+        2,
+        channels,
+        seed=setup.seed + first,
+        width=setup.width,
+        depth=setup.depth,
+        omega=setup.omega,
+        sigma=setup.sigma,
+        octaves=setup.octaves,
+        init=setup.init,
+        dtype=getattr(torch, setup.dtype),
+        device=setup.device,
+    )
+
+
+class _Training:
+    """What is done of a run, and what is left."""
+
+    def __init__(
+        self, path: Path, setup: Setup, image: TiledImage, block: int, watch: Watch | None
+    ) -> None:
+        self.path, self.setup, self.image, self.block = path, setup, image, block
+        self.watch = watch
+        self.dtype = getattr(torch, setup.dtype)
+        self.size = setup.num_parameters(2, image.shape[2])
+        self.coords = image.coords().to(device=setup.device, dtype=self.dtype)
+        self._require_room()
+
+    def _require_room(self) -> None:
+        item, count = self.dtype.itemsize, min(self.block, self.image.num_tiles)
+        pairs = min(self.setup.steps, int(self.setup.options.get("history_size", 100)))
+        kept = 2 * pairs if self.setup.optimizer == "lbfgs" else 2
+        points = self.image.tile**2
+        require_bytes(
+            item * count * ((kept + 8) * self.size + 4 * points * self.image.shape[2]),
+            f"A block of {count} fields of {self.size} parameters",
+            device=torch.device(self.setup.device),
+            cure="Take a smaller --block.",
+        )
+        require_disk(
+            self.path, item * self.image.num_tiles * self.size, "Take larger tiles (--tile)."
+        )
+
+    def run(self) -> None:
+        """Train the blocks that are not done, and draw the whole."""
+        rows: list[Any] = _table(self.path).to_dict("records")
+        losses = list(np.load(self.path / LOSSES)) if rows else []
+        count = self.image.num_tiles
+        writer = TrajectoryWriter(self.path, count, self.size, self.dtype)
+        try:
+            for start in range(len(rows), count, self.block):
+                begun = time.perf_counter()
+                found, curves = self._train(start, min(start + self.block, count), writer)
+                rows += found
+                losses += list(curves)
+                self._save(rows, losses, time.perf_counter() - begun)
+                if self.watch is not None:
+                    self.watch(count, pd.DataFrame(rows))
+        finally:
+            writer.close()
+        if not (self.path / PICTURE).exists() and np.prod(self.image.shape[:2]) <= MOST_PIXELS:
+            _draw(load_tile_run(self.path), self.image, self.block)
+
+    def _train(
+        self, start: int, stop: int, writer: TrajectoryWriter
+    ) -> tuple[list[dict[str, Any]], Array]:
+        values = self.image.values(start, stop).to(device=self.setup.device, dtype=self.dtype)
+        stack = _stack(self.setup, stop - start, self.image.shape[2], start)
+        objective = StackedObjective(stack, self.coords, values)
+        walk = _lbfgs if self.setup.optimizer == "lbfgs" else _adam
+        curves = []
+        for state in walk(objective, stack.parameters, self.setup):
+            parameters, losses, evaluations, finished = state
+            curves.append(losses.cpu())
+        rows = []
+        for place, index in enumerate(range(start, stop)):
+            writer.write(index, parameters[place])
+            row, column = self.image.corner(index)
+            loss = float(losses[place])
+            rows.append(
+                {"tile": index, "row": row, "column": column, "loss": loss}
+                | {"psnr": _psnr(loss, self.image.shape[2])}
+                | {"evaluations": int(evaluations[place]), "finished": bool(finished[place])}
+            )
+        return rows, torch.stack(curves, dim=1).numpy().astype(np.float32)
+
+    def _save(self, rows: list[Any], losses: list[Array], seconds: float) -> None:
+        """Write the table last: what it counts is there."""
+        write_atomically(self.path / LOSSES, lambda stream: np.save(stream, np.stack(losses)))
+        record = read_json(self.path / RECORD, "a run of tiles")
+        write_json(self.path / RECORD, record | {"seconds": record["seconds"] + seconds})
+        text = pd.DataFrame(rows).to_csv(index=False).encode()
+        write_atomically(self.path / TABLE, lambda stream: stream.write(text))
+
+
+# Parameters, losses, evaluations and which have finished, of all fields.
+State = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def _lbfgs(objective: StackedObjective, start: Tensor, setup: Setup) -> Iterator[State]:
+    options = {"lr": setup.lr, **setup.options}
+    optimizer = StackedLBFGS(objective, start, **options)
+    for step in range(setup.steps + 1):
+        if step:
+            optimizer.step()
+        yield optimizer.parameters, optimizer.losses, optimizer.evaluations, optimizer.finished
+
+
+def _adam(objective: StackedObjective, start: Tensor, setup: Setup) -> Iterator[State]:
+    together = torch.nn.Parameter(start.clone())
+    assert setup.lr is not None
+    optimizer = torch.optim.Adam([together], lr=setup.lr, **setup.options)
+    count = torch.ones(len(start), dtype=torch.long)
+    losses, together.grad = objective(together.detach())
+    for step in range(setup.steps + 1):
+        if step:
+            optimizer.step()
+            losses, together.grad = objective(together.detach())
+        yield together.detach(), losses, count * (step + 1), ~losses.isfinite()
+
+
+def _psnr(loss: float, channels: int) -> float:
+    """Return the PSNR of a loss that sums half of squares over channels."""
+    return float(-10 * np.log10(2 * loss / channels)) if loss > 0 else float("nan")
+
+
+def reconstruct(run: TileRun, image: TiledImage, block: int) -> Array:
+    """Return what the fields are at the image's pixels, 8 bits [rows, columns, channels]."""
+    dtype, device = getattr(torch, run.setup.dtype), run.setup.device
+    coords = image.coords().to(dtype=dtype, device=device)
+    pixels = np.zeros(image.shape, dtype=np.uint8)
+    for start in range(0, len(run.table), block):
+        stop = min(start + block, len(run.table))
+        with torch.no_grad():
+            values = run.stack(start, stop)(coords).clamp(0, 1).mul(255).round()
+        parts = values.to(device="cpu", dtype=torch.uint8).numpy()
+        for place, index in enumerate(range(start, stop)):
+            row, column = image.corner(index)
+            part = parts[place].reshape(image.tile, image.tile, -1)
+            pixels[row : row + image.tile, column : column + image.tile] = part
+    return pixels
+
+
+def _draw(run: TileRun, image: TiledImage, block: int) -> None:
+    from PIL import Image
+
+    pixels = reconstruct(run, image, max(1, block // 8))
+    stream = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if image.shape[2] == 1 else pixels).save(stream, "PNG")
+    write_atomically(run.path / PICTURE, lambda file: file.write(stream.getvalue()))

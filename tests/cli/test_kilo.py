@@ -1,0 +1,65 @@
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from hessian_lab.plots.tile_maps import plot_tiles
+from tests.cli.terminal import assert_refused, typed
+
+TINY = ("--size", "24", "--tile", "8", "--width", "3", "--depth", "1", "--steps", "3")
+
+
+def test_kilo_trains_measures_and_draws(tmp_path):
+    told = typed(tmp_path, "kilo", *TINY, "--spectra", "--out", "run", "--quiet")
+    assert told.status == 0
+    assert told.err == ""
+    assert "9 fields sine 1×3 (21 parameters each) on 8×8 tiles of retina 24×24" in told.out
+    assert "spectra of 9 tiles, float64" in told.out
+    assert np.asarray(Image.open(tmp_path / "run/fitted.png")).shape == (24, 24, 3)
+    for name in ("tiles.png", "tiles.pdf"):
+        assert (tmp_path / "run/figures" / name).stat().st_size > 5_000
+
+
+def test_kilo_prints_one_json_object(tmp_path):
+    told = typed(tmp_path, "kilo", *TINY, "--json", "--out", "run").json
+    assert told["command"] == "kilo"
+    assert len(told["tiles"]) == 9
+    assert told["spectra"] is None
+    again = typed(tmp_path, "kilo", *TINY, "--json", "--out", "run", "--spectra").json
+    assert again["tiles"] == told["tiles"]
+    assert len(again["spectra"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tile", "1"), "tile must be at least 2"),
+        (("--block", "0"), "block must be at least 1"),
+        (("--every", "0"), "every must be at least 1"),
+        (("--optimizer", "newton"), "optimizer must be lbfgs or adam"),
+        (("--signal", "sines"), "signal must be one of"),
+    ],
+)
+def test_wrong_flags_are_refused(tmp_path, words, message):
+    assert_refused(typed(tmp_path, "kilo", *words, "--out", "run"), 2, message)
+
+
+def test_a_missing_image_is_told(tmp_path):
+    answer = typed(tmp_path, "kilo", "--signal", "none.png", "--out", "run")
+    assert_refused(answer, 4, r"none\.png does not exist")
+
+
+def test_maps_hold_every_tile_in_its_place():
+    table = pd.DataFrame(
+        [(row, column, 10.0 * row + column) for row in (0, 4, 6) for column in (0, 4, 8, 9)],
+        columns=["row", "column", "psnr"],
+    )
+    spectra = table.assign(kappa=1e3, resolved=[True] * 11 + [False], zero_share=0.25)
+    figure = plot_tiles(None, table, spectra, shape=(10, 13), tile=4)
+    found = figure.axes[0].images[0].get_array()
+    assert found.shape == (3, 4)
+    assert np.array_equal(found.ravel(), table["psnr"])
+    assert np.all(figure.axes[1].images[0].get_array() == 3)
+    dots = figure.axes[1].lines[0].get_xydata()
+    assert dots.tolist() == [[3, 2]]
+    assert np.all(figure.axes[2].images[0].get_array() == 25)

@@ -1,0 +1,159 @@
+import json
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from hessian_lab.errors import UsageError
+from hessian_lab.fields.mlp import make_field
+from hessian_lab.losses import mse
+from hessian_lab.measures.tile_spectra import measure_tiles
+from hessian_lab.optim.lbfgs import LBFGS
+from hessian_lab.signal import Signal
+from hessian_lab.training import tiles as module
+from hessian_lab.training.quality import psnr
+from hessian_lab.training.setup import Setup
+from hessian_lab.training.tiles import load_tile_run, train_tiles
+from tests.reference import autograd_hessian
+
+SETUP = Setup(signal="chelsea", size=40, act="sine", width=5, depth=1, steps=6, omega=10.0)
+
+
+def trained(path, setup=SETUP, **options):
+    return train_tiles(setup, tile=8, out=path, **({"block": 7} | options))
+
+
+def loss_of(model, coords, values):
+    return mse(model(coords), values)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("tiles") / "run")
+
+
+def test_every_tile_is_fitted_as_it_would_be_alone(run):
+    image = run.image()
+    assert len(run.table) == image.num_tiles == 25
+    for index in (0, 11, 24):
+        values, coords = image.values(index, index + 1)[0], image.coords()
+        model = make_field("sine", 2, 3, width=5, depth=1, omega=10.0, seed=index)
+        optimizer = LBFGS(model.parameters())
+        for _ in range(6):
+            optimizer.step(partial(loss_of, model, coords, values))
+        with torch.no_grad():
+            expected = model(coords)
+        row = run.table.iloc[index]
+        assert row["psnr"] == pytest.approx(psnr(expected, values), abs=1e-6)
+        assert torch.allclose(run.stack(index, index + 1)(coords)[0], expected, atol=1e-7)
+        assert (row["row"], row["column"]) == image.corner(index)
+    assert run.losses.shape == (25, 7)
+    assert run.losses[:, -1] == pytest.approx(run.table["loss"].to_numpy(), rel=1e-6)
+
+
+def test_the_picture_is_the_fields_values(run):
+    image, pixels = run.image(), np.asarray(Image.open(run.path / "fitted.png"))
+    assert pixels.shape == (40, 40, 3)
+    index = 13
+    row, column = image.corner(index)
+    values = run.stack(index, index + 1)(image.coords())[0].clamp(0, 1) * 255
+    part = pixels[row : row + 8, column : column + 8].reshape(-1, 3)
+    assert np.abs(part - values.numpy()).max() <= 0.5 + 1e-6
+
+
+def test_a_run_that_stopped_continues_to_the_same_bytes(run, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(_count, table):
+        if len(table) >= 14:
+            raise StopError
+
+    with pytest.raises(StopError):
+        trained(tmp_path / "run", watch=stop)
+    assert len(load_tile_run(tmp_path / "run").table) == 14
+    seen = []
+    again = trained(tmp_path / "run", watch=lambda _count, table: seen.append(len(table)))
+    assert seen == [21, 25]
+    for name in ("trajectory.npy", "tiles.csv", "losses.npy", "fitted.png"):
+        assert (again.path / name).read_bytes() == (run.path / name).read_bytes()
+
+
+def test_blocks_change_rounding_alone(run, tmp_path):
+    other = trained(tmp_path / "run", block=25)
+    assert other.table["psnr"].to_numpy() == pytest.approx(run.table["psnr"].to_numpy(), abs=1e-3)
+
+
+def test_adam_is_torchs_on_every_tile(tmp_path):
+    setup = Setup(**{**SETUP.__dict__, "optimizer": "adam", "lr": 0.01})
+    run = trained(tmp_path / "run", setup)
+    image = run.image()
+    model = module._stack(setup.resolved(), 1, 3, first=4).field(0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(6):
+        optimizer.zero_grad()
+        mse(model(image.coords()), image.values(4, 5)[0]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        loss = float(mse(model(image.coords()), image.values(4, 5)[0]))
+    assert run.table["loss"].iloc[4] == pytest.approx(loss, rel=1e-9)
+
+
+def test_another_run_in_the_directory_is_refused(run, tmp_path):
+    with pytest.raises(UsageError, match="another"):
+        train_tiles(SETUP, tile=10, out=run.path)
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UsageError, match=r"holds letter\.txt"):
+        trained(tmp_path)
+    other = trained(tmp_path / "new", Setup(**{**SETUP.__dict__, "seed": 5}))
+    anew = train_tiles(SETUP, tile=8, block=7, out=other.path, overwrite=True)
+    assert (anew.path / "tiles.csv").read_bytes() == (run.path / "tiles.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": "esgd"}, "optimizer must be lbfgs or adam"),
+        ({"options": {"line_search_fn": None}}, "options of lbfgs for tiles"),
+        ({"batch_size": 5}, "batch_size must be left out"),
+        ({"act": "snake"}, "act must be one of"),
+    ],
+)
+def test_what_stacks_cannot_do_is_refused(tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        trained(tmp_path / "run", Setup(**{**SETUP.__dict__, **change}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_spectra_are_those_of_every_field(run):
+    seen = []
+    table = measure_tiles(run, every=6, watch=lambda row: seen.append(row["tile"]))
+    assert seen == list(range(0, 25, 6))
+    image = run.image()
+    for _, row in table.iterrows():
+        index = int(row["tile"])
+        model = run.stack(index, index + 1).field(0)
+        signal = Signal(image.coords(), image.values(index, index + 1)[0])
+        values = torch.linalg.eigvalsh(autograd_hessian(model, mse, signal))
+        largest = float(values.abs().max())
+        assert row["spectral_radius"] == pytest.approx(largest, rel=1e-9)
+        assert row["negative_share"] == float((values < -1e-13 * largest).double().mean())
+        if row["resolved"]:
+            kappa = largest / float(values.abs().min())
+            assert row["kappa"] == pytest.approx(kappa, rel=1e-4)
+    # What is there is not measured again.
+    seen.clear()
+    again = measure_tiles(run, every=3, watch=lambda row: seen.append(row["tile"]))
+    assert seen == [3, 9, 15, 21]
+    assert len(again) == 9
+    assert len(pd.read_csv(run.path / "tile_spectra.csv")) == 9
+
+
+def test_the_record_says_where_the_picture_is_from(run):
+    record = json.loads((run.path / "tiles.json").read_text())
+    assert "Stefan van der Walt" in record["data"]["attribution"]
+    assert record["num_parameters"] == 5 * 3 + 3 * 6
+    assert record["seconds"] > 0
