@@ -30,6 +30,7 @@ STUDIES = (
     "convergence_rates",
     "field_frequencies",
     "optimizer_cost",
+    "kilo_fields",
 )
 MARKS = {
     "holds": "✔ holds",

@@ -23,6 +23,7 @@ NAMES = (
     "optimizer_cost",
     "convergence_rates",
     "field_frequencies",
+    "kilo_fields",
 )
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"

@@ -1,0 +1,246 @@
+"""Do the small fields of an image's tiles train faster by L-BFGS than by Adam, and alike?
+
+P1 Fig. 6 and P1s Figs 9–13: a field of its own for every tile, here 64 tiles from all over each
+photograph, trained together. Run it with nothing else on the machine: seconds are compared. The
+papers' hundreds of fields at 10,000 points, and KiloNeRF, want a GPU.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from analyses.study import Answer, Row, Study, Verdict, main
+from analyses.words import bootstrap_mean, spread
+from hessian_lab.fields.stack import make_stack
+from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
+from hessian_lab.signals.tiles import load_tiles
+from hessian_lab.training.stacked_objective import StackedObjective
+
+# method -> its rate; None for L-BFGS.
+METHODS: dict[str, float | None] = {
+    "lbfgs": None,
+    "adam 1e-4": 1e-4,
+    "adam 3e-4": 3e-4,
+    "adam 1e-3": 1e-3,
+    "adam 3e-3": 3e-3,
+    "adam 1e-2": 1e-2,
+}
+# Steps between two entries of a curve.
+EVERY = 5
+# P1 Fig. 6, P1s Figs 9–13, and P1 Table 1's seconds per iteration, L-BFGS over Adam.
+PRINTED_SPEED, PRINTED_OTHERS, PRINTED_COST = 14.0, (4.0, 6.0), 0.742 / 0.887
+# Tiles converge alike if the slowest takes at most so many times the median's steps; what makes
+# them differ is their content if steps and content are so correlated.
+ALIKE, EXPLAINED = 1.5, 0.5
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is compared.
+
+    Attributes:
+        shapes: Layers, units and pixels per side of a tile.
+        images: Bundled images.
+        sizes: Pixels per side of the centred square of each.
+        num_tiles: How many of its tiles.
+        steps: Of L-BFGS; Adam takes ``adam_factor`` times as many.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...] = ((2, 32, 16), (4, 64, 32))
+    images: tuple[str, ...] = ("retina", "coffee", "chelsea")
+    sizes: tuple[int, ...] = (1408, 384, 288)
+    num_tiles: int = 64
+    steps: int = 100
+    adam_factor: int = 3
+
+
+FULL = Config()
+QUICK = replace(FULL, shapes=((1, 8, 8),), images=("chelsea",), sizes=(96,), num_tiles=9, steps=15)
+
+
+def cells(config: Config) -> list[Row]:
+    """Return every shape on every image."""
+    return [
+        {"depth": depth, "width": width, "tile": tile, "image": image, "size": size}
+        for depth, width, tile in config.shapes
+        for image, size in zip(config.images, config.sizes, strict=True)
+    ]
+
+
+def measure(config: Config, cell: Row) -> list[Row]:
+    """Train the same tiles by every method."""
+    image = load_tiles(cell["image"], cell["tile"], cell["size"])
+    chosen = np.linspace(0, image.num_tiles - 1, config.num_tiles).astype(int)
+    values = torch.cat([image.values(index, index + 1) for index in chosen]).float()
+    content = values.std(dim=1).mean(dim=1)
+    rows = []
+    for method, rate in METHODS.items():
+        stack = make_stack(
+            "sine",
+            len(chosen),
+            2,
+            values.shape[2],
+            width=cell["width"],
+            depth=cell["depth"],
+            dtype=torch.float32,
+        )
+        objective = StackedObjective(stack, image.coords().float(), values)
+        steps = config.steps * (1 if rate is None else config.adam_factor)
+        start = time.perf_counter()
+        losses = torch.stack(list(_walk(objective, stack.parameters, rate, steps)))
+        seconds = time.perf_counter() - start
+        decibels = -10 * torch.log10(2 * losses[::EVERY] / values.shape[2])
+        rows.append(
+            {
+                "method": method,
+                "steps": steps,
+                "wall": round(seconds, 3),
+                "content": [round(float(each), 4) for each in content],
+                "psnr": [[round(float(each), 2) for each in tile] for tile in decibels.T],
+            }
+        )
+    return rows
+
+
+def _walk(
+    objective: StackedObjective, start: Tensor, rate: float | None, steps: int
+) -> Iterator[Tensor]:
+    """Yield the losses of all tiles before every step and at the end."""
+    if rate is None:
+        optimizer = StackedLBFGS(objective, start)
+        yield optimizer.losses.clone()
+        for _ in range(steps):
+            optimizer.step()
+            yield optimizer.losses.clone()
+        return
+    together = torch.nn.Parameter(start.clone())
+    adam = torch.optim.Adam([together], lr=rate)
+    for step in range(steps + 1):
+        losses, together.grad = objective(together.detach())
+        yield losses
+        if step < steps:
+            adam.step()
+
+
+def verdicts(rows: pd.DataFrame) -> list[Verdict]:
+    """Return what the curves say of C105, C106, C120 and C137."""
+    large = rows[rows["width"] == rows["width"].max()]
+    small = rows[rows["width"] == rows["width"].min()]
+    return [_speed(large, "C105"), _speed(large, "C106"), _cost(small), _alike(large)]
+
+
+def _groups(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    for image, group in rows.groupby("image", sort=False):
+        yield str(image), {row["method"]: row for row in group.to_dict("records")}
+
+
+def _ratios(slow: dict[str, Any], fast: dict[str, Any]) -> list[float]:
+    """Return by tile the seconds of one method over those of another to the lower of their ends."""
+    found = []
+    for one, other in zip(slow["psnr"], fast["psnr"], strict=True):
+        target = min(np.nanmax(one), np.nanmax(other))
+        times = [
+            int(np.argmax(np.asarray(curve) >= target)) * EVERY * row["wall"] / row["steps"]
+            for curve, row in ((one, slow), (other, fast))
+        ]
+        found.append(max(times[0], 1e-9) / max(times[1], EVERY * fast["wall"] / fast["steps"]))
+    return found
+
+
+def _tuned(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return Adam at the rate with the best median at the end."""
+    adams = [row for name, row in methods.items() if name.startswith("adam")]
+    return max(adams, key=lambda row: float(np.median([tile[-1] for tile in row["psnr"]])))
+
+
+def _settings(rows: pd.DataFrame) -> str:
+    first = rows.iloc[0]
+    return (
+        f"sine {first['depth']}×{first['width']} on tiles of {first['tile']}×{first['tile']}, "
+        f"{len(first['psnr'])} each of {', '.join(dict.fromkeys(rows['image']))}; two cores"
+    )
+
+
+def _speed(rows: pd.DataFrame, claim: str) -> Verdict:
+    tuned, slow, parts = [], [], []
+    for image, methods in _groups(rows):
+        best = _tuned(methods)
+        found = _ratios(best, methods["lbfgs"])
+        tuned += found
+        slow += _ratios(methods["adam 1e-4"], methods["lbfgs"])
+        parts.append(f"{image} {spread(found)} ({best['method']})")
+    mean, low, high = (float(np.exp(each)) for each in bootstrap_mean(np.log(tuned)))
+    middle = float(np.exp(np.mean(np.log(slow))))
+    if claim == "C105":
+        holds, under = low <= PRINTED_SPEED <= high, middle >= PRINTED_SPEED / 2
+    else:
+        least, most = PRINTED_OTHERS
+        holds, under = low <= most and high >= least, least <= middle <= 2 * most
+    answer: Answer = "holds" if holds else "holds only under" if under else "does not hold"
+    measured = (
+        f"Adam's time over L-BFGS's to the lower end, by tile: {mean:.2f} [{low:.2f}, {high:.2f}] "
+        f"at Adam's best rate, {middle:.2f} at 1e-4; {'; '.join(parts)}"
+    )
+    return Verdict(claim, answer, measured, _settings(rows))
+
+
+def _cost(rows: pd.DataFrame) -> Verdict:
+    found = []
+    for _, methods in _groups(rows):
+        adams = [row for name, row in methods.items() if name.startswith("adam")]
+        cost = float(np.median([row["wall"] / row["steps"] for row in adams]))
+        found.append(methods["lbfgs"]["wall"] / methods["lbfgs"]["steps"] / cost)
+    answer: Answer = "holds" if max(found) < 1 else "does not hold"
+    measured = (
+        f"seconds per iteration, L-BFGS over Adam: {spread(found)} (printed {PRINTED_COST:.2f})"
+    )
+    return Verdict("C120", answer, measured, f"{_settings(rows)}; not on a radiance field")
+
+
+def _alike(rows: pd.DataFrame) -> Verdict:
+    slowest, correlations = [], []
+    for _, methods in _groups(rows):
+        row = methods["lbfgs"]
+        curves = np.asarray(row["psnr"], dtype=float)
+        # What nine tiles of ten reach.
+        target = float(np.quantile(curves[:, -1], 0.1))
+        steps = EVERY * np.array([_reached(curve, target) for curve in curves])
+        slowest.append(float(steps.max() / max(np.median(steps), EVERY)))
+        differ = np.ptp(steps) > 0 and np.ptp(row["content"]) > 0
+        correlations.append(float(spearmanr(steps, row["content"]).statistic) if differ else 0.0)
+    answer: Answer = "holds" if max(slowest) <= ALIKE else "does not hold"
+    if answer == "does not hold" and min(correlations) >= EXPLAINED:
+        answer = "holds only under"
+    measured = (
+        "steps of L-BFGS to what nine tiles of ten reach, slowest over median: "
+        f"{spread(slowest)} at least; rank correlation with a tile's contrast "
+        f"{spread(correlations)}"
+    )
+    return Verdict("C137", answer, measured, _settings(rows))
+
+
+def _reached(curve: np.ndarray[Any, np.dtype[Any]], target: float) -> int:
+    """Return where a curve reaches a value; its end if never."""
+    there = np.nonzero(curve >= target)[0]
+    return int(there[0]) if len(there) else len(curve) - 1
+
+
+STUDY = Study(
+    name="kilo_fields",
+    question="Do the small fields of an image's tiles train faster by L-BFGS, and alike?",
+    full=FULL,
+    quick=QUICK,
+    cells=cells,
+    measure=measure,
+    verdicts=verdicts,
+)
+
+if __name__ == "__main__":
+    main(STUDY)
