@@ -74,6 +74,14 @@ def test_commands_along_a_training_run(tmp_path, monkeypatch, capsys):
     assert main(["report", str(run)]) == 0
 
 
+def test_commands_of_tiles_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for line in blocks("sh")[5].splitlines():
+        words = shlex.split(line)[1:]
+        assert main([*words, "--size", "48", "--tile", "16", "--width", "4", "--quiet"]) == 0
+    assert "spectra of 2 tiles" in capsys.readouterr().out
+
+
 def test_commands_install_with_the_constraints_and_their_extra():
     install, test, *_ = blocks("sh")
     assert "pip install -c constraints.txt -e ." in install
