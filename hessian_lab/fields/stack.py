@@ -20,13 +20,13 @@ class FieldStack:
     Attributes:
         parameters: [K, n], each row in the order of ``named_parameters()`` of a
             ``CoordinateMLP``.
-        activation: The nonlinearity of all.
+        activations: The nonlinearity of every hidden layer.
         sizes: Inputs of the first map, units of the hidden layers, channels.
         octaves: Octaves of the positional encoding; 0 feeds the coordinates as they are.
     """
 
     parameters: Tensor
-    activation: Activation
+    activations: tuple[Activation, ...]
     sizes: tuple[int, ...]
     octaves: int = 0
 
@@ -41,7 +41,7 @@ class FieldStack:
         model = CoordinateMLP(
             num_inputs,
             self.sizes[-1],
-            self.activation,
+            self.activations,
             width=self.sizes[1] if len(self.sizes) > 2 else 1,
             depth=len(self.sizes) - 2,
             octaves=self.octaves,
@@ -63,7 +63,7 @@ class FieldStack:
         for place, (weight, bias) in enumerate(maps):
             state = torch.baddbmm(bias, state, weight.transpose(1, 2))
             if place < len(maps) - 1:
-                state = self.activation.value(state)
+                state = self.activations[place].value(state)
         return state
 
 
@@ -107,7 +107,7 @@ def stack_fields(fields: Sequence[CoordinateMLP]) -> FieldStack:
             raise ValueError(f"fields must have one shape, {shapes[0]}, field {index} has {shape}.")
     rows = [torch.cat([value.detach().flatten() for value in one.parameters()]) for one in fields]
     sizes, octaves = shapes[0]
-    return FieldStack(torch.stack(rows), fields[0].activation, sizes, octaves)
+    return FieldStack(torch.stack(rows), tuple(fields[0].activations), sizes, octaves)
 
 
 def split_maps(parameters: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:

@@ -61,8 +61,9 @@ def load_signal(
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
             (a photograph of 14 megapixels), mandelbrot (an image of any size), sines (sin 2πx +
-            sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), or the path of an image or a sound: whatever has a
-            '/', '.' or '~' in it. albert and brahms need ``hessian-lab data get`` once.
+            sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), or the path of an
+            image or a sound: whatever has a '/', '.' or '~' in it. albert and brahms need
+            ``hessian-lab data get`` once.
         size: Pixels per side, or points of ``sines``; by default the image's own size, or 256.
         dtype: Of coordinates and values; float64 by default.
         device: Where they live.

@@ -68,9 +68,9 @@ class StackedObjective:
         """Write losses and gradients of some fields."""
         maps = split_maps(parameters, self.stack.sizes)
         states, slopes = [per_field(inputs, len(parameters))], []
-        for weight, bias in maps[:-1]:
+        for (weight, bias), activation in zip(maps, self.stack.activations, strict=False):
             z = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
-            state, slope = self.stack.activation.rise(z)
+            state, slope = activation.rise(z)
             states.append(state)
             slopes.append(slope)
         weight, bias = maps[-1]

@@ -37,7 +37,7 @@ def test_kilo_prints_one_json_object(tmp_path):
         (("--block", "0"), "block must be at least 1"),
         (("--every", "0"), "every must be at least 1"),
         (("--optimizer", "newton"), "optimizer must be lbfgs or adam"),
-        (("--signal", "sines"), "signal must be one of"),
+        (("--signal", "sines"), "signal must be an image"),
     ],
 )
 def test_wrong_flags_are_refused(tmp_path, words, message):

@@ -95,7 +95,7 @@ def test_every_bundled_image_and_the_sines_are_registered():
     named = {
         name for name, one in SIGNALS.items() if one.loader.endswith((":load_bundled", "sines"))
     }
-    assert named == {*BUNDLED, "sines"}
+    assert named == {*BUNDLED, "albert", "sines"}
 
 
 @pytest.mark.parametrize("name", BUNDLED)
@@ -506,8 +506,8 @@ def test_refuses_fewer_than_two_points_a_side(name, size):
     [
         (
             "cameraman",
-            "signal must be one of camera, astronaut, chelsea, coffee, retina, albert, sines, "
-            "bwv1007, brahms, got 'cameraman'. Did you mean camera?",
+            "signal must be one of camera, astronaut, chelsea, coffee, retina, albert, mandelbrot, "
+            "sines, bwv1007, brahms, got 'cameraman'. Did you mean camera?",
         ),
         ("astronuat", "got 'astronuat'. Did you mean astronaut?"),
         ("sine", "got 'sine'. Did you mean sines?"),

@@ -78,7 +78,7 @@ def test_a_computed_image_may_be_of_any_size():
         ("chelsea", 400, None, "tile must be at least 2 and at most the image's 300"),
         ("chelsea", 64, 50, "size must be at least the tile's 64"),
         ("chelsea", 64, 5000, "at most the image's 300 pixels"),
-        ("sines", 8, None, "signal must be one of"),
+        ("sines", 8, None, "signal must be an image"),
         ("retnia", 8, None, "retina"),
         ("mandelbrot", 8, 1 << 21, "size must be at most"),
     ],
