@@ -3,9 +3,13 @@
 import argparse
 import json
 import logging
+from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import add_output, add_setup, given_setup
 from hessian_lab.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from hessian_lab.training.run import Run
 
 HELP = "train a field and keep its trajectory"
 EPILOG = """\
@@ -13,6 +17,8 @@ A killed run continues when the same command is typed again.
 
   hessian-lab train --act sine --signal astronaut --steps 200 --out runs/face
   hessian-lab train --signal song.wav --start 12 --seconds 2 --rate 16000 --act sine --omega 300
+  hessian-lab train --signal terrain --act gaussian --width 64 --optimizer adam --steps 1000 \\
+      --batch-size 4096 --dtype float32
 
 The papers' sounds, 4×256 by L-BFGS: some 8 GiB, and a day on two cores (half with --dtype float32):
 
@@ -34,16 +40,48 @@ def run(args: argparse.Namespace) -> int:
     """Train, and print what came out."""
     from hessian_lab.cli.output import train_json, train_table
     from hessian_lab.cli.progress import trained
-    from hessian_lab.measures.sound import is_sound, write_sounds
 
     done = trained(args, given_setup(args))
     first, last = (done.metrics["loss"].iloc[place] for place in (0, -1))
     if last > first:
         logger.warning("the loss rose from %.4g to %.4g: try a lower --lr", first, last)
-    sounds = [str(path) for path in write_sounds(done)] if is_sound(done) else []
+    more, told = _made(done)
     if args.json:
-        print(json.dumps(train_json(done) | ({"sounds": sounds} if sounds else {})))
+        print(json.dumps(train_json(done) | more))
     else:
-        told = [f"the field and its error to listen to: {', '.join(sounds)}"] if sounds else []
         print(train_table(done, files=told))
     return 0
+
+
+def _made(done: "Run") -> tuple[dict[str, Any], list[str]]:
+    """Write what a field has made of a sound or a solid; return what is told of it, twice."""
+    from hessian_lab.measures.shape import is_shape
+    from hessian_lab.measures.sound import is_sound, write_sounds
+
+    if is_sound(done):
+        sounds = [str(path) for path in write_sounds(done)]
+        return {"sounds": sounds}, [f"the field and its error to listen to: {', '.join(sounds)}"]
+    return _solid(done) if is_shape(done) else ({}, [])
+
+
+def _solid(done: "Run") -> tuple[dict[str, Any], list[str]]:
+    from hessian_lab.cli.output import figure_title
+    from hessian_lab.measures.shape import measure_shape, surface_path
+    from hessian_lab.plots.shapes import plot_shapes
+    from hessian_lab.plots.style import save
+
+    found = measure_shape(done)
+    source = found.true.source
+    more: dict[str, Any] = {"iou": found.iou, "iou_resolution": found.resolution}
+    told = [f"IoU {found.iou:.4f} on {found.resolution}³ points that were not fitted"]
+    if found.surface is None:
+        return more | {"surface": None}, [*told, "the field is outside everywhere: no surface"]
+    meshes = {"true": found.true, f"fitted, IoU {found.iou:.3f}": found.surface}
+    figure = plot_shapes(
+        {name: (mesh.vertices, mesh.faces) for name, mesh in meshes.items()},
+        up=found.up,
+        title=f"{figure_title(done, 'hessian')}. {'' if source is None else source.attribution}",
+    )
+    pictures = [str(path) for path in save(figure, done.path / "figures" / "shape")]
+    surface = str(surface_path(done))
+    return more | {"surface": surface, "pictures": pictures}, [*told, surface, *pictures]

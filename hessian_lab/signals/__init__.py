@@ -31,6 +31,9 @@ SIGNALS = {
     "sines": Named("line", "hessian_lab.signals.sines:load_sines"),
     "bwv1007": Named("audio", "hessian_lab.signals.cello:load_cello"),
     "brahms": Named("audio", "hessian_lab.signals.audio:load_registered"),
+    "terrain": Named("shape", "hessian_lab.signals.shapes:load_shape"),
+    "spot": Named("shape", "hessian_lab.signals.shapes:load_shape"),
+    "nefertiti": Named("shape", "hessian_lab.signals.shapes:load_shape"),
 }
 
 
@@ -56,19 +59,21 @@ def load_signal(
     Images are cropped to a centred square and resized with anti-aliasing; coordinates are (row,
     column) in [-1, 1], ends included, in row-major order; integer pixels become values in [0, 1].
     Sounds are averaged over their channels and resampled with anti-aliasing; time goes from -1 to
-    1, ends included, and full scale from -1 to 1.
+    1, ends included, and full scale from -1 to 1. Of a solid, points are drawn in the box [-1, 1]³,
+    two thirds of them near its surface; values are 1 inside and 0 outside, to be fitted by logits.
 
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
             (a photograph of 14 megapixels), mandelbrot (an image of any size), sines (sin 2πx +
-            sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), or the path of an
-            image or a sound: whatever has a '/', '.' or '~' in it. albert and brahms need
+            sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), terrain (the solid
+            under a landscape), spot, nefertiti (meshes), or the path of an image, a sound or a
+            mesh: whatever has a '/', '.' or '~' in it. albert, brahms, spot and nefertiti need
             ``hessian-lab data get`` once.
         size: Pixels per side, or points of ``sines``; by default the image's own size, or 256.
         dtype: Of coordinates and values; float64 by default.
         device: Where they live.
         options: Of a sound: ``start`` and ``seconds`` of the clip, by default all of it, and its
-            ``rate`` in samples per second, by default its own.
+            ``rate`` in samples per second, by default its own. Of a solid: how many ``points``.
 
     Raises:
         ValueError: For an unknown name, with the nearest one, an option that signals of its kind

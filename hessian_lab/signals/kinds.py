@@ -31,6 +31,11 @@ KINDS = {
         "hessian_lab.signals.audio:load_file",
         (".wav", ".flac", ".ogg", ".mp3"),
     ),
+    "shape": Kind(
+        {"points": 30_000},
+        "hessian_lab.signals.shapes:load_shape",
+        (".obj", ".ply", ".stl", ".off"),
+    ),
 }
 # Whatever a signal may be asked for: fields of ``Setup``, of which a kind has some.
 OPTIONS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.options))
@@ -39,6 +44,7 @@ OPTIONS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.o
 RANGES: dict[str, tuple[float, float]] = {
     "size": (2, math.inf),
     "start": (0, math.inf),
+    "points": (3, 1 << 31),
     "rate": (1, 1_000_000),
 }
 

@@ -1,6 +1,5 @@
 """Solids as signals: points in the box [-1, 1]³, 1 inside and 0 outside, fitted with logits."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from hessian_lab.losses import bce
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal
 from hessian_lab.signals.inside import inside, inside_grid
-from hessian_lab.signals.mesh_files import read_mesh
 from hessian_lab.signals.meshes import MARGIN, Mesh, normalised
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,23 +23,6 @@ SPREADS = (0.1, 0.01)
 RESOLUTION = 64
 # Memory of one point while its signal is made.
 POINT_BYTES = 400
-
-
-def load_shape(
-    path: str | Path, size: int | None, *, name: str | None = None, attribution: str = ""
-) -> Signal:
-    """Return the occupancy of a mesh from a file, as ``occupancy`` makes it.
-
-    Args:
-        path: An OBJ, PLY, STL or OFF file.
-        size: How many points; 100,000 by default.
-        name: What records call it; by default the file's name.
-        attribution: Author and licence; by default ``file NAME``.
-
-    Raises:
-        InputError: As ``read_mesh`` and ``occupancy``.
-    """
-    return occupancy(read_mesh(path, name=name, attribution=attribution), size or NUM_POINTS)
 
 
 def occupancy(
@@ -96,7 +77,7 @@ def occupancy(
 def held_out_grid(mesh: Mesh, resolution: int = RESOLUTION, *, margin: float = MARGIN) -> Signal:
     """Return the occupancy of the centres of a grid of cubes that fills the box [-1, 1]³.
 
-    What ``iou`` is measured on: no point is one of a signal's, and all count alike.
+    What an IoU is measured on: no point is one of a signal's, and all count alike.
 
     Args:
         mesh: The mesh that ``occupancy`` was given.
@@ -129,30 +110,6 @@ def held_out_grid(mesh: Mesh, resolution: int = RESOLUTION, *, margin: float = M
         shape=values.shape,
         source=mesh.source,
     )
-
-
-def iou(predictions: Tensor, values: Tensor) -> float:
-    """Return the intersection over union of two solids, in [0, 1]; of two empty ones it is 1.
-
-    Args:
-        predictions: Logits, inside where they are positive, or bools.
-        values: Of the same shape: bools, or 1 inside and 0 outside.
-
-    Raises:
-        ValueError: If the shapes differ, or a number is not finite.
-    """
-    if predictions.shape != values.shape:
-        raise ValueError(
-            f"predictions must have the shape of values, {list(values.shape)}, got "
-            f"{list(predictions.shape)}."
-        )
-    for name, numbers in (("predictions", predictions), ("values", values)):
-        if not numbers.isfinite().all():
-            raise ValueError(f"{name} must be finite, got NaN or Inf.")
-    found = predictions if predictions.dtype == torch.bool else predictions > 0
-    true = values if values.dtype == torch.bool else values > 0.5
-    union = int((found | true).sum())
-    return int((found & true).sum()) / union if union else 1.0
 
 
 def _near_surface(mesh: Mesh, num_points: int, spread: float, generator: torch.Generator) -> Tensor:

@@ -11,9 +11,8 @@ import matplotlib
 import numpy as np
 
 from hessian_lab.errors import InputError
-from hessian_lab.signal import Signal, Source
+from hessian_lab.signal import Source
 from hessian_lab.signals.meshes import Mesh, mesh_of_polygons
-from hessian_lab.signals.occupancy import NUM_POINTS, occupancy
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -27,11 +26,6 @@ METRES_PER_DEGREE = 111_195.0
 EXAGGERATION = 12.0
 # Of the rock below the lowest valley, over the range of heights.
 BASE = 0.3
-
-
-def load_terrain(name: str, size: int | None) -> Signal:
-    """Return the occupancy of the terrain at ``size`` (100,000) points."""
-    return occupancy(terrain_mesh(name), size or NUM_POINTS)
 
 
 def terrain_mesh(name: str = "terrain") -> Mesh:

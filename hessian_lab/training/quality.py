@@ -78,25 +78,28 @@ def ssim(predictions: Tensor, values: Tensor) -> float:
     return float((light * structure).mean())
 
 
-def iou(predicted: Tensor, values: Tensor) -> float:
-    """Return intersection over union of two sets of points, booleans of one shape.
+def iou(predictions: Tensor, values: Tensor) -> float:
+    """Return the intersection over union of two solids, in [0, 1]; of two empty ones it is 1.
 
-    NaN where both are empty.
+    Args:
+        predictions: Logits, inside where they are positive, or bools.
+        values: Of the same shape: bools, or 1 inside and 0 outside.
 
     Raises:
-        TypeError: If they are no booleans.
-        ValueError: If their shapes differ.
+        ValueError: If the shapes differ, or a number is not finite.
     """
-    for name, tensor in (("predicted", predicted), ("values", values)):
-        if tensor.dtype != torch.bool:
-            raise TypeError(f"{name} must be boolean, inside or not, got {tensor.dtype}.")
-    if predicted.shape != values.shape:
+    if predictions.shape != values.shape:
         raise ValueError(
-            f"predicted must have the shape of values, {list(values.shape)}, "
-            f"got {list(predicted.shape)}."
+            f"predictions must have the shape of values, {list(values.shape)}, got "
+            f"{list(predictions.shape)}."
         )
-    union = int((predicted | values).sum())
-    return int((predicted & values).sum()) / union if union else math.nan
+    for name, numbers in (("predictions", predictions), ("values", values)):
+        if not numbers.isfinite().all():
+            raise ValueError(f"{name} must be finite, got NaN or Inf.")
+    found = predictions if predictions.dtype == torch.bool else predictions > 0
+    true = values if values.dtype == torch.bool else values > 0.5
+    union = int((found | true).sum())
+    return int((found & true).sum()) / union if union else 1.0
 
 
 def _blurred(images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ MAX_TRAJECTORY_BYTES = 1 << 30
 FREE = ("threads", "recipe")
 # Options that came later: left out of JSON where they are None, so that older runs keep identity
 # and name.
-LATER = ("start", "seconds", "rate")
+LATER = ("start", "seconds", "rate", "points")
 # Beyond 52 octaves a phase in double precision has no correct digit.
 HIGHEST = {"octaves": 52, "seed": (1 << 63) - 1, "threads": 1024}
 # Scales of pre-activations whose squares stay far from the ends of floating point.
@@ -43,12 +43,13 @@ class Setup:
     """
 
     signal: str = flag(
-        "camera", "a named signal, or the path of an image or a sound", names=SIGNALS
+        "camera", "a named signal, or the path of an image, sound or mesh", names=SIGNALS
     )
     size: int | None = flag(None, "pixels per side (50), or points of a 1-D signal (256)")
     start: float | None = flag(None, "second at which the clip of a sound begins (0)")
     seconds: float | None = flag(None, "length of the clip, to its end at most (1)")
     rate: int | None = flag(None, "samples per second, to which a sound is resampled (8000)")
+    points: int | None = flag(None, "points in the box of a shape, most near its surface (30000)")
     act: str = flag("relu_pe", "activation of the field", names=ACTIVATIONS)
     width: int = flag(16, "units per hidden layer")
     depth: int = flag(4, "hidden layers")

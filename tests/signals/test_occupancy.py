@@ -15,9 +15,11 @@ from hessian_lab.signal import Source
 from hessian_lab.signals import terrain as terrain_module
 from hessian_lab.signals.mesh_files import obj_bytes, ply_bytes, read_mesh
 from hessian_lab.signals.meshes import MARGIN, Mesh, mesh_of_polygons, normalised
-from hessian_lab.signals.occupancy import held_out_grid, iou, load_shape, occupancy
+from hessian_lab.signals.occupancy import held_out_grid, occupancy
+from hessian_lab.signals.shapes import load_shape
 from hessian_lab.signals.surface import logits
-from hessian_lab.signals.terrain import load_terrain, solid_under, terrain_mesh
+from hessian_lab.signals.terrain import solid_under, terrain_mesh
+from hessian_lab.training.quality import iou
 from tests.reference import autograd_hessian
 from tests.signals.solids import box, data_file, icosphere, torus, winding_numbers
 
@@ -120,10 +122,10 @@ def test_the_global_generators_are_left_alone():
 def test_a_file_becomes_a_signal_with_its_source(tmp_path):
     path = tmp_path / "ball.ply"
     path.write_bytes(ply_bytes(BALL))
-    signal = load_shape(path, 50, attribution="nobody, CC0")
+    signal = load_shape(str(path), 50)
     assert signal.num_points == 50
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert signal.source == Source("ball.ply", "nobody, CC0", digest)
+    assert signal.source == Source("ball.ply", "file ball.ply", digest)
     assert torch.equal(signal.coords, occupancy(BALL, 50).coords)
 
 
@@ -148,36 +150,6 @@ def test_the_grid_and_the_signal_are_of_one_mesh():
 
 
 # Intersection over union.
-
-
-def test_iou_of_sets():
-    found = torch.tensor([1, 1, 1, 0, 0, 0]).bool()
-    true = torch.tensor([0, 1, 1, 1, 0, 0]).bool()
-    assert iou(found, true) == 0.5
-    assert iou(found, found) == 1
-    assert iou(found, ~found) == 0
-    assert iou(found & False, found) == 0
-    assert iou(found & False, found & False) == 1
-
-
-def test_iou_of_logits_is_that_of_their_signs():
-    predictions = torch.tensor([[3.0], [0.1], [0.0], [-0.1], [2.0]])
-    values = torch.tensor([[1.0], [1.0], [1.0], [0.0], [0.0]])
-    assert iou(predictions, values) == 0.5
-    assert iou(predictions, values.bool()) == 0.5
-
-
-def test_iou_of_two_balls_is_the_ratio_of_their_volumes():
-    grid = held_out_grid(BALL, 64)
-    smaller = 0.7 - grid.coords.norm(dim=1, keepdim=True)
-    assert iou(smaller, grid.values) == pytest.approx((0.7 / RADIUS) ** 3, rel=0.02)
-
-
-def test_iou_refuses_other_shapes_and_what_is_not_finite():
-    with pytest.raises(ValueError, match=r"predictions must have the shape of values, \[3, 1\]"):
-        iou(torch.zeros(3), torch.zeros(3, 1))
-    with pytest.raises(ValueError, match="predictions must be finite, got NaN or Inf"):
-        iou(torch.tensor([math.nan]), torch.tensor([1.0]))
 
 
 # Terrain.
@@ -230,7 +202,7 @@ def test_north_is_up_in_the_terrain():
 
 
 def test_the_terrain_is_a_signal_without_any_file():
-    signal = load_terrain("terrain", 3000)
+    signal = load_shape("terrain", 3000)
     assert signal.num_points == 3000
     assert signal.source.name == "terrain"
     assert "matplotlib" in signal.source.attribution
@@ -263,6 +235,12 @@ def test_refuses_elevations_that_would_need_pickle(tmp_path, monkeypatch):
 def test_refuses_a_height_field_of_two_rows():
     with pytest.raises(ValueError, match=r"heights must have shape \[3, 2\] or more"):
         solid_under(np.eye(2), np.arange(2.0), np.arange(2.0))
+
+
+def test_iou_of_two_balls_is_the_ratio_of_their_volumes():
+    grid = held_out_grid(BALL, 64)
+    smaller = 0.7 - grid.coords.norm(dim=1, keepdim=True)
+    assert iou(smaller, grid.values) == pytest.approx((0.7 / RADIUS) ** 3, rel=0.02)
 
 
 # Refusals.
@@ -357,6 +335,9 @@ def test_the_hessian_of_the_cross_entropy_is_measured_along_a_run(trained):
 def test_a_real_mesh_survives_being_written_and_fitted(name, tmp_path):
     mesh = read_mesh(data_file(name))
     (tmp_path / "copy.obj").write_bytes(obj_bytes(mesh))
-    first, second = load_shape(data_file(name), 300), load_shape(tmp_path / "copy.obj", 300)
+    first, second = (
+        load_shape(str(data_file(name)), 300),
+        load_shape(str(tmp_path / "copy.obj"), 300),
+    )
     assert torch.equal(first.coords, second.coords)
     assert torch.equal(first.values, second.values)

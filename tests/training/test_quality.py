@@ -152,15 +152,21 @@ def test_iou_counts_points_as_sets_do():
     assert iou(one, other) == len(sets[0] & sets[1]) / len(sets[0] | sets[1])
     assert iou(one, one) == 1
     assert iou(one, ~one) == 0
-    assert math.isnan(iou(one & ~one, one & ~one))
+    assert iou(one & ~one, one & ~one) == 1
 
 
-def test_iou_refuses_what_is_no_set():
-    inside = unit(5, 1) > 0.5
-    with pytest.raises(TypeError, match=r"predicted must be boolean.*got torch.float64"):
-        iou(unit(5, 1), inside)
-    with pytest.raises(ValueError, match=r"shape of values, \[5, 1\], got \[4, 1\]"):
-        iou(inside[:4], inside)
+def test_iou_of_logits_is_that_of_their_signs():
+    predictions = torch.tensor([[3.0], [0.1], [0.0], [-0.1], [2.0]])
+    values = torch.tensor([[1.0], [1.0], [1.0], [0.0], [0.0]])
+    assert iou(predictions, values) == 0.5
+    assert iou(predictions, values.bool()) == 0.5
+
+
+def test_iou_refuses_other_shapes_and_what_is_not_finite():
+    with pytest.raises(ValueError, match=r"predictions must have the shape of values, \[3, 1\]"):
+        iou(torch.zeros(3), torch.zeros(3, 1))
+    with pytest.raises(ValueError, match="predictions must be finite, got NaN or Inf"):
+        iou(torch.tensor([math.nan]), torch.tensor([1.0]))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

@@ -92,6 +92,7 @@ def test_threads_do_not_define_a_trajectory_and_everything_else_does():
         "seed": 1,
         "dtype": "float32",
         "device": "cuda",
+        "points": 7,
     }
     assert set(changed) | {"threads", "recipe"} == {entry.name for entry in fields(Setup)}
     digests = {digest(identity(replace(setup, **{name: new}), {})) for name, new in changed.items()}
