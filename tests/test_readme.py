@@ -82,6 +82,17 @@ def test_commands_of_tiles_run(tmp_path, monkeypatch, capsys):
     assert "spectra of 2 tiles" in capsys.readouterr().out
 
 
+def test_commands_of_sounds_and_solids_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    *trainings, listing = blocks("sh")[6].splitlines()
+    for line in trainings:
+        words = shlex.split(line)[1:]
+        assert main([*words, "--width", "4", "--steps", "2", "--quiet"]) == 0
+    assert "IoU" in capsys.readouterr().out
+    assert main(shlex.split(listing)[1:]) == 0
+    assert "brahms" in capsys.readouterr().out
+
+
 def test_commands_install_with_the_constraints_and_their_extra():
     install, test, *_ = blocks("sh")
     assert "pip install -c constraints.txt -e ." in install

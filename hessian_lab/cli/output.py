@@ -77,7 +77,8 @@ def train_table(run: Run, *, files: Sequence[str] = ()) -> str:
         run: What was trained.
         files: What else was written, a line each.
     """
-    name = "psnr" if run.metrics["psnr"].notna().any() else "snr"
+    sound = run.metrics["psnr"].isna().all() and run.metrics["snr"].notna().any()
+    name = "snr" if sound else "psnr"
     unit = f"{name.upper()} dB"
     lines = [headline(run), "", f"{'step':>8} {'loss':>11} {unit:>9} {'|grad|':>10} {'s':>8}"]
     for place in first_middle_last(len(run.steps)):
