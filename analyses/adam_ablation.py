@@ -184,14 +184,14 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
     parts, recovered, signs = [], [], []
     for act, group in rows.groupby("act", sort=False):
         ends = {
-            (name, bool(momentum)): float(part["psnr"].median())
+            (name, bool(momentum)): float(part["psnr"].fillna(-np.inf).median())
             for (name, momentum), part in group.groupby(["preconditioner", "momentum"])
         }
         adam, sgd = ends["moment", True], ends["none", True]
         gap = adam - sgd
         others = {name: max(ends[name, True], ends[name, False]) for name in RATES}
         told = ", ".join(
-            f"{name} {spread(group[group['preconditioner'] == name]['psnr'])}" for name in RATES
+            f"{name} {_told(group[group['preconditioner'] == name]['psnr'])}" for name in RATES
         )
         parts.append(f"{act}: Adam − SGD with momentum {gap:.1f} dB; {told}")
         if gap > LEAST_GAP:
@@ -213,6 +213,13 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
         "on another" + (f"; best rate at an edge: {', '.join(edges)}" if edges else "")
     )
     return [Verdict("C67", answer, measured, settings)]
+
+
+def _told(ends: "pd.Series[float]") -> str:
+    """Return the spread of what did not diverge, and how many did."""
+    lost, kept = int(ends.isna().sum()), ends.dropna()
+    text = spread(kept) if len(kept) else "–"
+    return f"{text} ({lost} of {len(ends)} diverged)" if lost else text
 
 
 STUDY = Study(
