@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from analyses.study import Row, Study, Verdict, main
-from analyses.words import spread
+from analyses.words import plural, spread
 from hessian_lab.probe.hessian import dense_hessian
 from hessian_lab.probe.spectrum import LADDER, Spectrum, pooled, spectrum
 from hessian_lab.training.loop import train
@@ -238,7 +238,7 @@ def _settings(rows: pd.DataFrame) -> str:
     shapes = {f"{depth}×{width}" for depth, width in zip(rows["depth"], rows["width"], strict=True)}
     return (
         f"{', '.join(sorted(shapes))}; {', '.join(sorted(set(rows['image'])))}; "
-        f"{rows['seed'].nunique()} seeds; floor n·eps·max|λ|"
+        f"{plural(rows['seed'].nunique(), 'seed')}; floor n·eps·max|λ|"
     )
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analyses.convergence_verdicts import ends, pairs, settings_of
 from analyses.study import Answer, Verdict
-from analyses.words import spread
+from analyses.words import bootstrap_mean, spread
 
 CURVATURE = ("esgd", "adahessian E", "adahessian J", "kfac", "shampoo")
 SECOND_ORDER = ("lbfgs", "nonlinear_cg", "gauss_newton")
@@ -17,6 +17,9 @@ PRINTED_GAIN = 2.75
 REFRESH, INFINITY = 0.2, 0.3
 # A run that gains less, in dB, is not said to train.
 GAIN = 5.0
+# Shares of pairs, and of bootstrap resamples, that claims.md asks for.
+EIGHT_OF_NINE, SEVEN_OF_EIGHT, NEARLY_ALL = 8 / 9, 7 / 8, 0.95
+RESAMPLES = 2000
 
 
 _OPPOSITE: dict[Answer, Answer] = {
@@ -55,12 +58,18 @@ def stochastic_verdicts(rows: pd.DataFrame) -> list[Verdict]:
 
 
 def _batch(rows: pd.DataFrame) -> str:
-    steps = max(row[-1] for row in rows["step"] if row)
+    steps = max((row[-1] for row in rows["step"] if row), default=0)
     return f"batches, first {steps} steps; {settings_of(rows)}"
 
 
 def _of(rows: pd.DataFrame, act: str, methods: Sequence[str]) -> pd.DataFrame:
     return rows[(rows["act"] == act) & rows["method"].isin(list(methods))]
+
+
+def _most(gaps: Sequence[float], needed: float) -> Answer:
+    """Return holds if so large a share of pairs is above 0, does not hold if none is."""
+    share = float(np.mean(np.asarray(gaps) > 0))
+    return "holds" if share >= needed else "holds only under" if share else "does not hold"
 
 
 def _sides(gaps: Sequence[float], *, level: float = 0.0) -> Answer:
@@ -77,17 +86,18 @@ def _share(holding: Sequence[object], asked: Sequence[object]) -> Answer:
 
 
 def _adam_beats_sgd(rows: pd.DataFrame) -> Verdict | None:
-    parts, plain, momentum = [], [], []
+    parts, answers, ties = [], [], []
     for act in dict.fromkeys(rows["act"]):
         gaps, others = (pairs(rows, act, "adam", name) for name in ("sgd", "sgd momentum"))
         if gaps and others:
-            plain += gaps
-            momentum += others
+            answers.append(_most(gaps, NEARLY_ALL))
+            ties.append(_most(others, NEARLY_ALL))
             parts.append(f"{act} {spread(gaps)} (momentum {spread(others)})")
-    if not plain:
+    if not answers:
         return None
     chosen = rows[rows["method"].isin(["adam", "sgd", "sgd momentum"])]
-    answer = _sides([*plain, *momentum])
+    answer: Answer = "does not hold" if "holds" not in answers else "holds only under"
+    answer = "holds" if {*answers, *ties} == {"holds"} else answer
     return Verdict("C62", answer, f"Adam − SGD in dB: {'; '.join(parts)}", _batch(chosen))
 
 
@@ -96,30 +106,39 @@ def _beat(rows: pd.DataFrame, claim: str, act: str, methods: Sequence[str]) -> V
     gaps = {name: values for name, values in gaps.items() if values}
     if not gaps:
         return None
-    ahead = [name for name, values in gaps.items() if min(values) > 0]
+    ahead = [name for name, values in gaps.items() if _most(values, EIGHT_OF_NINE) == "holds"]
     text = "; ".join(f"{name} {spread(values)}" for name, values in gaps.items())
-    where = f"; ahead in every pair: {', '.join(ahead) or 'none'}"
+    where = f"; ahead in 8 of 9 pairs: {', '.join(ahead) or 'none'}"
     settings = f"{act}, {_batch(_of(rows, act, ('adam', *gaps)))}{where}"
     return Verdict(claim, _share(ahead, list(gaps)), f"− Adam in dB: {text}", settings)
 
 
 def _rank_of_esgd(rows: pd.DataFrame) -> Verdict | None:
-    medians = {
-        name: float(np.median(list(found.values())))
-        for name in CURVATURE
-        if (found := ends(rows, "gaussian", name))
-    }
-    if "esgd" not in medians:
+    found = {name: ends(rows, "gaussian", name) for name in CURVATURE}
+    found = {name: values for name, values in found.items() if values}
+    if "esgd" not in found:
         return None
+    medians = {name: float(np.median(list(values.values()))) for name, values in found.items()}
     ranking = sorted(medians, key=lambda name: -medians[name])
     text = ", ".join(f"{name} {medians[name]:.1f}" for name in ranking)
-    answer: Answer = "holds" if ranking[0] == "esgd" else "does not hold"
+    first = _first_in(found, "esgd")
+    answer: Answer = "holds" if first >= NEARLY_ALL else "does not hold"
     return Verdict(
         "C70",
         answer,
-        f"ESGD is number {ranking.index('esgd') + 1}: {text} dB",
+        f"ESGD is number {ranking.index('esgd') + 1}, first in {first:.0%} of resamples: {text} dB",
         f"gaussian, {_batch(_of(rows, 'gaussian', CURVATURE))}",
     )
+
+
+def _first_in(found: dict[str, dict[tuple[str, int], float]], name: str) -> float:
+    """Return in how many resamples of the pairs a method has the best mean."""
+    keys = sorted(set.intersection(*(set(values) for values in found.values())))
+    # A run that diverged is as bad as none.
+    table = np.array([[max(values[key], -1e3) for key in keys] for values in found.values()])
+    draws = np.random.default_rng(0).integers(len(keys), size=(RESAMPLES, len(keys)))
+    means = table[:, draws].mean(axis=2)
+    return float(np.mean(means.argmax(axis=0) == list(found).index(name)))
 
 
 def _per_step_and_second(rows: pd.DataFrame) -> Verdict | None:
@@ -173,7 +192,7 @@ def _refresh(rows: pd.DataFrame) -> Verdict | None:
         if gaps:
             worst.append(float(np.median(gaps)))
             parts.append(f"{act} {spread(gaps)}")
-        if between and published:
+        if gaps and between and published:
             parts[-1] += f" (N = 10 {spread(between)}, N = 100 as published {spread(published)})"
     if not worst:
         return None
@@ -199,7 +218,8 @@ def _of_autoencoders(rows: pd.DataFrame) -> Verdict | None:
         return None
     chosen = rows[rows["method"].isin(["esgd", *rivals])]
     settings = f"carried over to fields, images alone; {_batch(chosen)}"
-    return Verdict("C50", _sides(gaps), f"ESGD − each in dB: {'; '.join(parts)}", settings)
+    answer = _most(gaps, SEVEN_OF_EIGHT)
+    return Verdict("C50", answer, f"ESGD − each in dB: {'; '.join(parts)}", settings)
 
 
 def _wavelet(rows: pd.DataFrame) -> Verdict | None:
@@ -211,13 +231,17 @@ def _wavelet(rows: pd.DataFrame) -> Verdict | None:
     ended = {
         name: list(ends(rows, "wavelet", name).values()) for name in dict.fromkeys(rows["method"])
     }
-    answer: Answer = "holds" if min(tuned) <= PRINTED_GAIN <= max(tuned) else "does not hold"
-    if answer == "does not hold" and min(printed) > 0:
+    if not printed or not tuned:
+        return None
+    mean, low, high = bootstrap_mean(tuned)
+    inside = mean > 0 and low <= PRINTED_GAIN <= high
+    answer: Answer = "holds" if inside else "does not hold"
+    if answer == "does not hold" and (mean > 0 or np.mean(printed) > 0):
         answer = "holds only under"
     text = ", ".join(f"{name} {spread(values)}" for name, values in ended.items())
     measured = (
-        f"ESGD − Adam {spread(printed)} dB at the papers' rates, {spread(tuned)} at tuned ones "
-        f"(printed {PRINTED_GAIN}); {text} dB"
+        f"ESGD − Adam {spread(printed)} dB at the papers' rates, {mean:.2f} "
+        f"[{low:.2f}, {high:.2f}] on average at tuned ones (printed {PRINTED_GAIN}); {text} dB"
     )
     steps = max(row[-1] for row in rows["step"] if row)
     return Verdict("C68", answer, measured, f"wavelet, {steps} steps; {settings_of(rows)}")
@@ -228,7 +252,8 @@ def _adam_on_encodings(rows: pd.DataFrame) -> Verdict | None:
     if not gaps:
         return None
     settings = _batch(_of(rows, "relu_pe", ("adam", "esgd")))
-    return Verdict("C76", _sides(gaps), f"Adam − ESGD {spread(gaps)} dB on ReLU-PE L=8", settings)
+    answer = _most(gaps, EIGHT_OF_NINE)
+    return Verdict("C76", answer, f"Adam − ESGD {spread(gaps)} dB on ReLU-PE L=8", settings)
 
 
 def _below_esgd(rows: pd.DataFrame) -> Verdict | None:
@@ -279,8 +304,10 @@ def _train(rows: pd.DataFrame) -> Verdict | None:
     if not all(gains.values()):
         return None
     curvature = all(min(gains[name]) > GAIN for name in asked[:-1])
-    lbfgs = min(gains["lbfgs"]) > GAIN
-    answer: Answer = "holds" if curvature and not lbfgs else "does not hold"
+    fails = [gain <= GAIN for gain in gains["lbfgs"]]
+    answer: Answer = "holds" if curvature and all(fails) else "does not hold"
+    if answer == "does not hold" and curvature and any(fails):
+        answer = "holds only under"
     text = ", ".join(f"{name} {spread(values)}" for name, values in gains.items())
     chosen = rows[rows["method"].isin(asked) & rows["act"].isin(["gaussian", "sine"])]
     settings = f"to train: {GAIN:g} dB in every run; {_batch(chosen)}"
@@ -295,6 +322,7 @@ def _kfac_on_sine(rows: pd.DataFrame, other: pd.DataFrame) -> Verdict | None:
         return None
     if len(other):
         gaps["Xavier init"] = pairs(other, "sine", "kfac", "adam")
+        gaps = {name: values for name, values in gaps.items() if values}
     text = "; ".join(f"{name} {spread(values)}" for name, values in gaps.items())
     every = [-gap for values in gaps.values() for gap in values]
     settings = f"sine, {_batch(_of(rows, 'sine', ('adam', *names)))}; type-2, damping 0.1"

@@ -15,6 +15,11 @@ def spread(numbers: Iterable[float], *, percent: bool = False, digits: int = 3) 
     return f"{middle:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return ``1 seed``, ``2 seeds``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def bootstrap_mean(
     values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -24,3 +29,14 @@ def bootstrap_mean(
     means = generator.choice(sample, size=(draws, len(sample))).mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(sample.mean()), float(low), float(high)
+
+
+def bootstrap_median(
+    values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Return the median of a sample and the ends of its percentile bootstrap interval."""
+    sample = np.asarray(list(values), dtype=float)
+    generator = np.random.default_rng(seed)
+    medians = np.median(generator.choice(sample, size=(draws, len(sample))), axis=1)
+    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
+    return float(np.median(sample)), float(low), float(high)

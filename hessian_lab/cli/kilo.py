@@ -69,7 +69,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(finite(_object(done, spectra) | {"pictures": pictures})))
     else:
         print("\n".join([*_table(done, spectra), "", f"results in {done.path}", *pictures]))
-    return 0
+    lost = _num_diverged(done)
+    if lost:
+        logger.error("%d of %d tiles diverged: try a lower --lr", lost, len(done.table))
+    return 1 if lost == len(done.table) else 0
+
+
+def _num_diverged(done: "TileRun") -> int:
+    return int((~done.table["loss"].abs().lt(float("inf"))).sum())
 
 
 def _train(args: argparse.Namespace) -> "TileRun":
@@ -77,8 +84,8 @@ def _train(args: argparse.Namespace) -> "TileRun":
     from hessian_lab.training.tiles import train_tiles
 
     setup = Setup(**asked_setup(args))
-    for name in setup.ignored():
-        logger.warning("--%s has no effect on %s", name, setup.act)
+    for name, owner in setup.ignored().items():
+        logger.warning("--%s has no effect on %s", name, owner)
     progress: Progress | None = None
 
     def watch(count: int, table: "pd.DataFrame") -> None:
@@ -160,7 +167,7 @@ def _table(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
         "",
         f"{'PSNR (dB)':<18} {_range(table['psnr'], '.2f')}",
         f"{'evaluations':<18} {_range(table['evaluations'], '.0f')}",
-        f"{'finished early':<18} {int(table['finished'].sum())}",
+        f"{'finished early':<18} {int(table['finished'].sum()) - _num_diverged(done)}",
         f"{'seconds':<18} {done.record['seconds']:.1f}",
     ]
     if spectra is not None:

@@ -105,6 +105,8 @@ def stack_fields(fields: Sequence[CoordinateMLP]) -> FieldStack:
     for index, shape in enumerate(shapes):
         if shape != shapes[0]:
             raise ValueError(f"fields must have one shape, {shapes[0]}, field {index} has {shape}.")
+        if not _alike(fields[index], fields[0]):
+            raise ValueError(f"fields must have one activation, field {index} has another.")
     rows = [torch.cat([value.detach().flatten() for value in one.parameters()]) for one in fields]
     sizes, octaves = shapes[0]
     return FieldStack(torch.stack(rows), tuple(fields[0].activations), sizes, octaves)
@@ -124,6 +126,15 @@ def split_maps(parameters: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, T
 def per_field(inputs: Tensor, count: int) -> Tensor:
     """Return inputs [p, d] of all fields as [count, p, d]; those of each as they are."""
     return inputs if inputs.ndim == 3 else inputs.expand(count, *inputs.shape)
+
+
+def _alike(one: CoordinateMLP, other: CoordinateMLP) -> bool:
+    """Tell whether two fields have the same activations, by what these do to some numbers."""
+    z = torch.linspace(-2, 2, 17, dtype=torch.float64)
+    pairs = zip(one.activations, other.activations, strict=True)
+    return all(
+        first is second or torch.equal(first.value(z), second.value(z)) for first, second in pairs
+    )
 
 
 def _sizes(field: CoordinateMLP) -> tuple[int, ...]:

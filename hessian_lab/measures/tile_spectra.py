@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hessian_lab.errors import InputError
 from hessian_lab.losses import mse
 from hessian_lab.measures.planning import dense_bytes
 from hessian_lab.probe.hessian import dense_hessian
@@ -14,9 +15,8 @@ from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.spectrum import spectrum
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, write_atomically
-from hessian_lab.training.tiles import TileRun
+from hessian_lab.training.tiles import SPECTRA, TileRun
 
-TABLE = "tile_spectra.csv"
 COLUMNS = (
     "tile",
     "row",
@@ -55,9 +55,12 @@ def measure_tiles(
         ValueError: For ``every`` below 1.
         ResourceError: If a matrix does not fit.
         UsageError: If another process is writing the run.
+        InputError: If no tile is done, or the image is no longer the one that was fitted.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}.")
+    if not len(run.table):
+        raise InputError(f"run must have a tile that is done, {run.path} has none.")
     _require(run)
     image = run.image()
     coords = image.coords()
@@ -92,7 +95,7 @@ def _measure(run: TileRun, index: int, signal: Signal, corner: tuple[int, int]) 
     row: dict[str, Any] = {"tile": index, "row": corner[0], "column": corner[1]}
     matrix = dense_hessian(model, mse, signal)
     if not bool(matrix.isfinite().all()):
-        return row | dict.fromkeys(COLUMNS[3:], float("nan")) | {"resolved": False}
+        return row | dict.fromkeys(COLUMNS[3:], float("nan"))
     found = spectrum(matrix)
     size = len(found.values)
     return row | {
@@ -107,9 +110,8 @@ def _measure(run: TileRun, index: int, signal: Signal, corner: tuple[int, int]) 
 
 
 def _known(run: TileRun) -> dict[int, dict[str, Any]]:
-    path = run.path / TABLE
-    # Of a run that was begun anew since, they say nothing.
-    if not path.exists() or path.stat().st_mtime < (run.path / "tiles.csv").stat().st_mtime:
+    path = run.path / SPECTRA
+    if not path.exists():
         return {}
     rows: list[Any] = pd.read_csv(path).to_dict("records")
     return {int(row["tile"]): row for row in rows}
@@ -118,4 +120,4 @@ def _known(run: TileRun) -> dict[int, dict[str, Any]]:
 def _save(run: TileRun, known: dict[int, dict[str, Any]]) -> None:
     rows = [known[index] for index in sorted(known)]
     text = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False).encode()
-    write_atomically(run.path / TABLE, lambda stream: stream.write(text))
+    write_atomically(run.path / SPECTRA, lambda stream: stream.write(text))

@@ -41,8 +41,9 @@ def plot_tiles(
     ]
     if spectra is not None:
         kappas = np.log10(spectra["kappa"].to_numpy(dtype=float))
-        bounds = ~spectra["resolved"].to_numpy(dtype=bool)
-        panels.append(("log₁₀ κ (dot: lower bound)", spectra, kappas, bounds))
+        bounds = spectra["resolved"].to_numpy() == False  # noqa: E712 (NaN is neither)
+        label = "log₁₀ κ (dot: lower bound)" if bounds.any() else "log₁₀ κ"
+        panels.append((label, spectra, kappas, bounds))
         zeros = 100 * spectra["zero_share"].to_numpy(dtype=float)
         panels.append(("zero eigenvalues (%)", spectra, zeros, None))
     count = len(panels) + (picture is not None)
@@ -80,12 +81,16 @@ def _map(
     grid = np.full((-(-shape[0] // tile), -(-shape[1] // tile)), np.nan)
     # The last tiles of a row and column are moved inwards to fit.
     places = [-(-rows[name].to_numpy(dtype=int) // tile) for name in ("row", "column")]
-    grid[places[0], places[1]] = values
+    # A perfect fit has an infinite PSNR: it is drawn as the best of the others.
+    finite = values[np.isfinite(values)]
+    best = finite.max() if len(finite) else 0.0
+    grid[places[0], places[1]] = np.where(values == np.inf, best, values)
     image = axes.imshow(grid, cmap=colours, interpolation="nearest")
-    if not np.nanmax(grid) > np.nanmin(grid):
+    if not len(finite) or finite.min() == finite.max():
         # One colour for one number, and a scale around it.
-        image.set_clim(np.nanmin(grid) - 1e-9, np.nanmin(grid) + 1)
-    if marks is not None and marks.any() and grid.size <= 4096:
-        axes.plot(places[1][marks], places[0][marks], ".", ms=1.5, color="black")
+        image.set_clim(best - 1e-9, best + 1)
+    if marks is not None and marks.any():
+        size = max(0.2, min(1.5, 96 / grid.shape[1]))
+        axes.plot(places[1][marks], places[0][marks], ".", ms=size, color="black")
     figure.colorbar(image, ax=axes, shrink=0.8)
     axes.set_axis_off()

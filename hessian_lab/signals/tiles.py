@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hessian_lab.errors import InputError, UsageError
+from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals import is_path, kind_of
 from hessian_lab.signals.bundled import image_file
@@ -111,8 +112,11 @@ def load_tiles(name: str, tile: int, size: int | None = None) -> TiledImage:
 def _stored(path: Path, name: str, attribution: str, tile: int, size: int | None) -> TiledImage:
     data = read_bytes(path)
     pixels = decode(data, path)
-    if np.issubdtype(pixels.dtype, np.floating):
-        raise InputError(f"signal must have 8-bit or 16-bit pixels to be cut in tiles, {path}.")
+    if pixels.dtype not in (bool, np.uint8, np.uint16):
+        # Whether 32 bits hold 16 is seen in all of them, not in one tile.
+        pixels = scaled(pixels, path)
+    if np.issubdtype(pixels.dtype, np.floating) and not 0 <= pixels.min() <= pixels.max() <= 1:
+        raise InputError(f"signal must have values in [0, 1] to be cut in tiles, {path} has not.")
     rows, columns = pixels.shape[:2]
     top = left = 0
     if size is not None:
@@ -153,7 +157,14 @@ def _procedural(tile: int, size: int) -> TiledImage:
 
 def load_mandelbrot(_name: str, size: int | None) -> Signal:
     """Return the Mandelbrot set as a signal of ``size`` pixels a side, 256 by default."""
-    image = _procedural(2, size or 256)
+    size = size or 256
+    require_bytes(
+        100 * size**2,
+        f"An image of {size}×{size} pixels",
+        device=torch.device("cpu"),
+        cure="Take a smaller --size.",
+    )
+    image = _procedural(2, size)
     rows, columns, channels = image.shape
     pixels = image.window(0, 0, rows, columns)
     axis = torch.linspace(-1, 1, rows, dtype=torch.float64)

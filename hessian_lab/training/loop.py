@@ -154,7 +154,7 @@ class _Training:
         )
         self.started = time.perf_counter() - self.elapsed
         try:
-            with _threads(self.prepared.threads), _deferred_interrupts() as interrupted:
+            with using_threads(self.prepared.threads), _deferred_interrupts() as interrupted:
                 self._walk(interrupted)
         finally:
             self.writer.close()
@@ -334,7 +334,7 @@ class _SaveClock:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def using_threads(count: int) -> Iterator[None]:
     """Use this many CPU threads, and the former number afterwards."""
     former = torch.get_num_threads()
     torch.set_num_threads(count)

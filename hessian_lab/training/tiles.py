@@ -25,13 +25,16 @@ from hessian_lab.training.files import (
     write_atomically,
     write_json,
 )
+from hessian_lab.training.loop import using_threads
 from hessian_lab.training.provenance import provenance
 from hessian_lab.training.run import usable_device
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
-from hessian_lab.training.stacked_objective import StackedObjective
+from hessian_lab.training.stacked_objective import CHUNK_NUMBERS, StackedObjective
 from hessian_lab.training.trajectory import TrajectoryWriter, read_trajectory
 
 RECORD, TABLE, LOSSES, PICTURE = "tiles.json", "tiles.csv", "losses.npy", "fitted.png"
+# What is measured of a run, and no longer true of one that is begun anew.
+SPECTRA = "tile_spectra.csv"
 FORMAT_VERSION = 1
 # Options of each optimizer of stacks.
 OPTIMIZERS = {
@@ -65,8 +68,18 @@ class TileRun:
     table: pd.DataFrame
 
     def image(self) -> TiledImage:
-        """Return what was fitted."""
-        return load_tiles(self.setup.signal, self.tile, self.setup.size)
+        """Return what was fitted.
+
+        Raises:
+            InputError: If it is no longer the image that was fitted.
+        """
+        image = load_tiles(self.setup.signal, self.tile, self.setup.size)
+        if image.source.sha256 != self.record["data"]["sha256"]:
+            raise InputError(
+                f"signal must be the one that was fitted, {self.record['data']['name']} is not: "
+                f"its SHA-256 is {image.source.sha256[:12]}…."
+            )
+        return image
 
     @property
     def losses(self) -> Array:
@@ -121,7 +134,7 @@ def train_tiles(
     known = identity(setup, {"tile": tile, "data": image.source.sha256, "shape": image.shape})
     path = Path(out).expanduser() if out else Path("runs") / f"tiles-{digest(known)}"
     make_directory(path)
-    with locked(path):
+    with locked(path), using_threads(setup.threads or torch.get_num_threads()):
         _claim(path, setup, image, known, overwrite=overwrite)
         _Training(path, setup, image, block, watch).run()
     return load_tile_run(path)
@@ -183,7 +196,7 @@ def _claim(
     others = [one.name for one in path.iterdir() if not one.name.startswith(".")]
     if others and not (path / RECORD).exists():
         raise UsageError(f"out must be a run of tiles or empty, {path} holds {sorted(others)[0]}.")
-    for name in (TABLE, LOSSES, PICTURE):
+    for name in (TABLE, LOSSES, PICTURE, SPECTRA):
         (path / name).unlink(missing_ok=True)
     record = {
         "format_version": FORMAT_VERSION,
@@ -236,8 +249,11 @@ class _Training:
         pairs = min(self.setup.steps, int(self.setup.options.get("history_size", 100)))
         kept = 2 * pairs if self.setup.optimizer == "lbfgs" else 2
         points = self.image.tile**2
+        layers = 3 * (self.setup.depth + 1) * max(self.setup.width, 2 * (self.setup.octaves or 1))
         require_bytes(
-            item * count * ((kept + 8) * self.size + 4 * points * self.image.shape[2]),
+            # Pairs are copied once where some of the fields have finished.
+            item * count * ((2 * kept + 8) * self.size + 6 * points * self.image.shape[2])
+            + item * layers * max(points, CHUNK_NUMBERS // max(1, self.setup.width)),
             f"A block of {count} fields of {self.size} parameters",
             device=torch.device(self.setup.device),
             cure="Take a smaller --block.",
@@ -249,7 +265,8 @@ class _Training:
     def run(self) -> None:
         """Train the blocks that are not done, and draw the whole."""
         rows: list[Any] = _table(self.path).to_dict("records")
-        losses = list(np.load(self.path / LOSSES)) if rows else []
+        # A process that was killed between the two files has one block more of losses.
+        losses = list(np.load(self.path / LOSSES)[: len(rows)]) if rows else []
         count = self.image.num_tiles
         writer = TrajectoryWriter(self.path, count, self.size, self.dtype)
         try:
@@ -276,7 +293,8 @@ class _Training:
         curves = []
         for state in walk(objective, stack.parameters, self.setup):
             parameters, losses, evaluations, finished = state
-            curves.append(losses.cpu())
+            # They are changed in place.
+            curves.append(losses.cpu().clone())
         rows = []
         for place, index in enumerate(range(start, stop)):
             writer.write(index, parameters[place])
@@ -326,7 +344,7 @@ def _adam(objective: StackedObjective, start: Tensor, setup: Setup) -> Iterator[
 
 def _psnr(loss: float, channels: int) -> float:
     """Return the PSNR of a loss that sums half of squares over channels."""
-    return float(-10 * np.log10(2 * loss / channels)) if loss > 0 else float("nan")
+    return float(-10 * np.log10(2 * loss / channels)) if loss else float("inf")
 
 
 def reconstruct(run: TileRun, image: TiledImage, block: int) -> Array:
@@ -334,10 +352,13 @@ def reconstruct(run: TileRun, image: TiledImage, block: int) -> Array:
     dtype, device = getattr(torch, run.setup.dtype), run.setup.device
     coords = image.coords().to(dtype=dtype, device=device)
     pixels = np.zeros(image.shape, dtype=np.uint8)
+    points = max(1, CHUNK_NUMBERS // run.setup.width)
     for start in range(0, len(run.table), block):
         stop = min(start + block, len(run.table))
+        stack = run.stack(start, stop)
         with torch.no_grad():
-            values = run.stack(start, stop)(coords).clamp(0, 1).mul(255).round()
+            found = [stack(part) for part in coords.split(max(1, points // (stop - start)))]
+        values = torch.cat(found, dim=1).nan_to_num().clamp(0, 1).mul(255).round()
         parts = values.to(device="cpu", dtype=torch.uint8).numpy()
         for place, index in enumerate(range(start, stop)):
             row, column = image.corner(index)
@@ -349,7 +370,7 @@ def reconstruct(run: TileRun, image: TiledImage, block: int) -> Array:
 def _draw(run: TileRun, image: TiledImage, block: int) -> None:
     from PIL import Image
 
-    pixels = reconstruct(run, image, max(1, block // 8))
+    pixels = reconstruct(run, image, block)
     stream = io.BytesIO()
     Image.fromarray(pixels.squeeze(-1) if image.shape[2] == 1 else pixels).save(stream, "PNG")
     write_atomically(run.path / PICTURE, lambda file: file.write(stream.getvalue()))

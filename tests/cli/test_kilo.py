@@ -44,6 +44,19 @@ def test_wrong_flags_are_refused(tmp_path, words, message):
     assert_refused(typed(tmp_path, "kilo", *words, "--out", "run"), 2, message)
 
 
+def test_divergence_is_told(tmp_path):
+    words = ("--optimizer", "adam", "--lr", "1e30", "--act", "relu", "--spectra")
+    answer = typed(tmp_path, "kilo", *TINY, *words, "--out", "run", "--json")
+    assert answer.status == 1
+    assert "9 of 9 tiles diverged" in answer.err
+    assert all(one["resolved"] is None for one in answer.json["spectra"])
+
+
+def test_flags_that_images_have_not_are_told(tmp_path):
+    answer = typed(tmp_path, "kilo", *TINY, "--points", "7", "--out", "run")
+    assert "--points has no effect on retina" in answer.err or "on image" in answer.err
+
+
 def test_a_missing_image_is_told(tmp_path):
     answer = typed(tmp_path, "kilo", "--signal", "none.png", "--out", "run")
     assert_refused(answer, 4, r"none\.png does not exist")

@@ -40,6 +40,17 @@ def test_fields_of_a_stack_are_those_of_their_seeds(name, depth):
             assert torch.equal(one, other)
 
 
+def test_layers_may_have_an_omega_each():
+    stack = make_stack("sine", 2, 2, 1, width=3, depth=2, omega=(30.0, 5.0), seed=4)
+    coords = 2 * unit(POINTS, 2) - 1
+    model = make_field("sine", 2, 1, width=3, depth=2, omega=(30.0, 5.0), seed=5)
+    assert_same(stack(coords)[1], model(coords).detach(), roundings=100)
+    losses, gradients = StackedObjective(stack, coords, unit(2, POINTS, 1))(stack.parameters)
+    expected = autograd(model, mse, coords, unit(2, POINTS, 1)[1])
+    assert_same(losses[1], expected[0], roundings=100)
+    assert_same(gradients[1], expected[1], roundings=1000)
+
+
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_losses_and_gradients_are_those_of_autograd(name, loss):
@@ -106,5 +117,7 @@ def test_wrong_shapes_are_refused():
         make_stack("sine", 0, 2, 3)
     with pytest.raises(ValueError, match="at least one network"):
         stack_fields([])
+    with pytest.raises(ValueError, match="one activation, field 1 has another"):
+        stack_fields([make_field("sine", 2, 3), make_field("sine", 2, 3, omega=5.0)])
     with pytest.raises(ValueError, match="fields must have one shape"):
         stack_fields([make_field("sine", 2, 3), make_field("sine", 2, 3, width=5)])

@@ -4,7 +4,8 @@ import skimage
 import torch
 from PIL import Image
 
-from hessian_lab.errors import InputError, UsageError
+from hessian_lab.errors import InputError, ResourceError, UsageError
+from hessian_lab.probe import memory
 from hessian_lab.signals import load_signal
 from hessian_lab.signals.tiles import load_tiles
 
@@ -86,6 +87,12 @@ def test_a_computed_image_may_be_of_any_size():
 def test_what_does_not_fit_is_refused(name, tile, size, message):
     with pytest.raises(UsageError, match=message):
         load_tiles(name, tile, size)
+
+
+def test_a_computed_image_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 1 << 20)
+    with pytest.raises(ResourceError, match="An image of 5000×5000 pixels"):
+        load_signal("mandelbrot", 5000)
 
 
 def test_files_that_are_no_images_are_refused(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hessian_lab.errors import UsageError
+from hessian_lab.errors import InputError, UsageError
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
 from hessian_lab.measures.tile_spectra import measure_tiles
@@ -52,6 +52,78 @@ def test_every_tile_is_fitted_as_it_would_be_alone(run):
         assert (row["row"], row["column"]) == image.corner(index)
     assert run.losses.shape == (25, 7)
     assert run.losses[:, -1] == pytest.approx(run.table["loss"].to_numpy(), rel=1e-6)
+
+
+def test_losses_are_those_before_every_step(run):
+    image = run.image()
+    begun = module._stack(run.setup, 1, 3, first=7).field(0)
+    with torch.no_grad():
+        first = float(mse(begun(image.coords()), image.values(7, 8)[0]))
+    assert run.losses[7, 0] == pytest.approx(first, rel=1e-6)
+    assert np.all(np.diff(run.losses, axis=1) < 0)
+
+
+def test_a_kill_between_two_files_does_not_shift_the_curves(run, tmp_path, monkeypatch):
+    def stopping(self, rows, losses, seconds):
+        if len(rows) == 14:
+            stream = tmp_path / "run/losses.npy"
+            np.save(stream, np.stack(losses))
+            raise KeyboardInterrupt
+        saved(self, rows, losses, seconds)
+
+    saved = module._Training._save
+    monkeypatch.setattr(module._Training, "_save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run")
+    monkeypatch.undo()
+    again = trained(tmp_path / "run")
+    assert (again.path / "losses.npy").read_bytes() == (run.path / "losses.npy").read_bytes()
+
+
+def test_an_image_that_has_changed_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    setup = Setup(**{**SETUP.__dict__, "signal": str(tmp_path / "a.png"), "size": None})
+    run = trained(tmp_path / "run", setup)
+    Image.fromarray(255 - pixels).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="must be the one that was fitted"):
+        measure_tiles(run)
+
+
+def test_tiles_that_are_fitted_exactly_are_not_lost(tmp_path):
+    Image.fromarray(np.zeros((8, 16, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    setup = Setup(
+        **{**SETUP.__dict__, "signal": str(tmp_path / "a.png"), "size": None}
+        | {"depth": 0, "steps": 30}
+    )
+    run = trained(tmp_path / "run", setup)
+    assert run.table["psnr"].min() > 100
+
+
+def test_a_run_without_a_tile_has_no_spectra(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Training, "_train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run")
+    with pytest.raises(InputError, match="must have a tile that is done"):
+        measure_tiles(load_tile_run(tmp_path / "run"))
+
+
+def test_threads_are_those_asked_for(tmp_path, monkeypatch):
+    seen = []
+    inner = module._Training._train
+
+    def train(self, *args):
+        seen.append(torch.get_num_threads())
+        return inner(self, *args)
+
+    monkeypatch.setattr(module._Training, "_train", train)
+    before = torch.get_num_threads()
+    trained(tmp_path / "run", Setup(**{**SETUP.__dict__, "threads": before + 1}), block=25)
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
 
 
 def test_the_picture_is_the_fields_values(run):
