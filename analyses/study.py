@@ -17,7 +17,7 @@ import torch
 
 from figures.records import RESULTS
 from hessian_lab.errors import DivergenceError, InputError, ResourceError, UsageError
-from hessian_lab.training.files import finite, make_directory, write_json
+from hessian_lab.training.files import finite, make_directory, write_atomically
 from hessian_lab.training.provenance import provenance
 from hessian_lab.training.setup import digest
 from hessian_lab.training.workers import worker_pool, working
@@ -97,9 +97,21 @@ class Study:
             "seconds": sum(row.get("seconds", 0.0) for row in rows),
             "rows": rows,
         }
-        write_json(out / f"{self.name}.json", record)
+        write_record(out / f"{self.name}.json", record)
         part.path.unlink(missing_ok=True)
         return pd.DataFrame(finite(rows))
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, a row to a line."""
+    head = {name: value for name, value in record.items() if name != "rows"}
+    entries = [
+        f"{json.dumps(name)}: {json.dumps(finite(value), ensure_ascii=False)}"
+        for name, value in head.items()
+    ]
+    rows = ",\n".join(json.dumps(finite(row), ensure_ascii=False) for row in record["rows"])
+    text = "{\n" + ",\n".join(entries) + ',\n"rows": [\n' + rows + "\n]\n}\n"
+    write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def main(study: Study) -> None:

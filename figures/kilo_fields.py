@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from hessian_lab.plots.style import BLUE, ORANGE, SKY, VERMILLION, styled
 
@@ -62,4 +63,5 @@ def _content(axes: Axes, row: dict[str, Any]) -> None:
     ends = [tile[-1] for tile in row["psnr"]]
     axes.plot(row["content"], ends, ".", ms=4, color=ORANGE, mec="none")
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("contrast (std)")
