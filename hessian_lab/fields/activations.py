@@ -20,16 +20,14 @@ class Activation:
         value: Maps ``z`` to φ(z), twice differentiable by autograd.
         jet: Maps ``z`` to (φ(z), φ′(z), φ″(z)) in closed form, sharing what the three have in
             common.
-        pair: Maps ``z`` to the first two, where that is cheaper than the three.
+        frequency: The ω of a φ(z) = ψ(ω z); what multiplies weights by it need not multiply ``z``.
+        unit: Maps ω z to (ψ, ψ′) there, and may overwrite it; None where there is only ``jet``.
     """
 
     value: Callable[[Tensor], Tensor]
     jet: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    pair: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
-
-    def rise(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return φ(z) and φ′(z)."""
-        return self.jet(z)[:2] if self.pair is None else self.pair(z)
+    frequency: float = 1.0
+    unit: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def relu(omega: float | None = None, sigma: float | None = None) -> Activation:
@@ -69,11 +67,10 @@ def sine(omega: float = 30.0, sigma: float | None = None) -> Activation:
         wave = torch.sin(phase)
         return wave, omega * torch.cos(phase), -(omega**2) * wave
 
-    def pair(z: Tensor) -> tuple[Tensor, Tensor]:
-        phase = omega * z
-        return torch.sin(phase), phase.cos_().mul_(omega)
+    def unit(phase: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sin(phase), phase.cos_()
 
-    return Activation(value, jet, pair)
+    return Activation(value, jet, omega, unit)
 
 
 def gaussian(omega: float | None = None, sigma: float = 0.1) -> Activation:

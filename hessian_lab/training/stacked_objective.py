@@ -67,21 +67,30 @@ class StackedObjective:
     ) -> None:
         """Write losses and gradients of some fields."""
         maps = split_maps(parameters, self.stack.sizes)
-        states, slopes = [per_field(inputs, len(parameters))], []
-        for (weight, bias), activation in zip(maps, self.stack.activations, strict=False):
+        states, slopes, weights = [per_field(inputs, len(parameters))], [], []
+        activations = self.stack.activations
+        for (weight, bias), activation in zip(maps, activations, strict=False):
+            if activation.unit is not None:
+                weight, bias = weight * activation.frequency, bias * activation.frequency
             z = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
-            state, slope = activation.rise(z)
+            state, slope = activation.jet(z)[:2] if activation.unit is None else activation.unit(z)
             states.append(state)
             slopes.append(slope)
+            weights.append(weight)
         weight, bias = maps[-1]
+        weights.append(weight)
         outputs = torch.baddbmm(bias, states[-1], weight.transpose(1, 2))
         losses[:], errors = _loss_and_errors(self.loss, outputs, values)
         for place in range(len(maps) - 1, -1, -1):
             weight_part, bias_part = split_maps(gradients, self.stack.sizes)[place]
             weight_part.copy_(torch.bmm(errors.transpose(1, 2), states[place]))
             bias_part.copy_(errors.sum(dim=1, keepdim=True))
+            if place < len(activations) and activations[place].unit is not None:
+                # What was differentiated by is ω times the map.
+                weight_part *= activations[place].frequency
+                bias_part *= activations[place].frequency
             if place:
-                errors = torch.bmm(errors, maps[place][0]).mul_(slopes[place - 1])
+                errors = torch.bmm(errors, weights[place]).mul_(slopes[place - 1])
 
 
 def _loss_and_errors(loss: Loss, outputs: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

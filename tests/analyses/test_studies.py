@@ -40,7 +40,7 @@ MINIATURES = {
     ),
     "optimizer_convergence": lambda study, _: replace(study.quick, shape=(1, 4), size=6, steps=3),
     "stochastic_convergence": lambda study, _: replace(
-        study.full, shape=(1, 4), batch_size=16, size=8, steps=3, epochs=1, seeds=(1,)
+        study.full, shape=(1, 4), batch_size=32, size=8, steps=2, epochs=1, seeds=(1,)
     ),
     "adam_ablation": lambda study, _: replace(
         study.quick, shape=(1, 4), size=8, batch_size=16, steps=4

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from hessian_lab.errors import InputError
+from hessian_lab.measures import shape
 from hessian_lab.signals.mesh_files import obj_bytes, read_mesh
 from hessian_lab.training.run import load_run
 from tests.cli.terminal import assert_refused, typed
 from tests.reference import autograd_hessian
-from tests.signals.solids import box, icosphere
+from tests.signals.solids import icosphere
 
 FIT = ("--act", "gaussian", "--sigma", "0.3", "--width", "16", "--depth", "2", "--steps", "200")
 FIT += ("--optimizer", "adam", "--lr", "0.01", "--batch-size", "512", "--checkpoint-every", "100")
@@ -56,16 +58,16 @@ def test_the_terrain_needs_no_file(tmp_path):
     assert json.loads((tmp_path / "run/run.json").read_text())["data"]["num_points"] == 600
 
 
-def test_a_field_that_is_outside_everywhere_has_no_surface(tmp_path):
-    (tmp_path / "a.obj").write_bytes(obj_bytes(box(1, 1, 1)))
-    words = ("--signal", "./a.obj", "--points", "300", "--act", "tanh", "--width", "1")
-    words += ("--depth", "0", "--steps", "0", "--seed", "1")
-    answers = [
-        typed(tmp_path, "train", *words[:-1], str(seed), "--out", f"run{seed}", "--json").json
-        for seed in range(8)
-    ]
-    missing = [one for one in answers if one.get("surface") is None]
-    assert all(one["iou"] == 0 for one in missing)
+def test_a_field_that_is_outside_everywhere_has_no_surface(ball, monkeypatch):
+    directory, _ = ball
+
+    def nowhere(_model):
+        raise InputError("mesh must enclose a volume, field is outside everywhere in the box.")
+
+    monkeypatch.setattr(shape, "field_mesh", nowhere)
+    words = ("train", "--signal", "./ball.obj", "--points", "3000", *FIT, "--out", "run")
+    assert "outside everywhere: no surface" in typed(directory, *words).out
+    assert typed(directory, *words, "--json").json["surface"] is None
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,7 @@ def test_a_field_that_is_outside_everywhere_has_no_surface(tmp_path):
     [
         (("--signal", "./none.obj"), 4, "none.obj"),
         (("--signal", "terrain", "--points", "2"), 2, "points must be at least 3"),
-        (("--signal", "terrain", "--size", "9"), 0, ""),
+        (("--signal", "camera", "--size", "9"), 0, ""),
         (("--signal", "spott"), 2, "Did you mean spot"),
     ],
 )
@@ -84,7 +86,7 @@ def test_wrong_shapes_are_refused(tmp_path, monkeypatch, words, status, message)
     if status:
         assert_refused(answer, status, message)
     else:
-        assert "--size has no effect on" in answer.err
+        assert "--points has no effect on" in answer.err
 
 
 def test_a_mesh_with_a_hole_is_told(tmp_path):

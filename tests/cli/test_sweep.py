@@ -96,7 +96,7 @@ def is_gone(group, patience=20.0):
 )
 def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(tmp_path, ending, status, whole_group):
     words = ("sweep", "--signal", "camera", "--size", "24", "--act", "tanh", "--width", "8")
-    words += ("--optimizer", "adam", "--seed", "0:3", "--jobs", "2", "--steps", "400")
+    words += ("--optimizer", "adam", "--seed", "0:8", "--jobs", "2", "--steps", "400")
     words += ("--checkpoint-every", "1")
     process = subprocess.Popen(
         [sys.executable, "-m", "hessian_lab", *words],
@@ -119,11 +119,11 @@ def test_a_sweep_that_is_ended_leaves_no_process_and_goes_on(tmp_path, ending, s
     assert process.returncode == status
     assert "Traceback" not in err
     assert is_gone(process.pid)
-    # The third was not begun.
-    assert len(list(tmp_path.glob("runs/sweep/*/run.json"))) == 2
+    # The last was not begun, even if the first was done when the second had only started.
+    assert 2 <= len(list(tmp_path.glob("runs/sweep/*/run.json"))) < 8
     again = typed(tmp_path, *words, "--json", "-q")
     assert again.status == 0, again.err
-    assert [row["status"] for row in again.json["runs"]] == ["done"] * 3
+    assert [row["status"] for row in again.json["runs"]] == ["done"] * 8
     if whole_group:
         other = typed(tmp_path, *words, "--out", "whole", "--jobs", "1", "--json", "-q")
         losses = [[row["loss"] for row in each.json["runs"]] for each in (again, other)]
