@@ -48,6 +48,8 @@ METHODS = {
     "esgd_max": Method("esgd_max", EQUILIBRATED, _esgd(100)),
     "rmsprop": Method("adam", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), {"betas": (0.0, 0.99)}, SMOOTH),
     "esgd N=10": Method("esgd", EQUILIBRATED, _esgd(10), SMOOTH),
+    # ε is 1e-4 elsewhere, as published.
+    "esgd ε=1": Method("esgd", EQUILIBRATED, _esgd(100) | {"eps": 1.0}, SMOOTH),
     "esgd published": Method(
         "esgd", EQUILIBRATED, _esgd(100) | {"bias_correction": "steps"}, SMOOTH
     ),

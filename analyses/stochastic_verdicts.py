@@ -36,11 +36,11 @@ def stochastic_verdicts(rows: pd.DataFrame) -> list[Verdict]:
     plain = batch[init.isna()]
     found = [
         _adam_beats_sgd(plain),
-        _beat(plain, "C69", "gaussian", CURVATURE),
+        _beat(plain, "C69", "gaussian", (*CURVATURE, "esgd ε=1")),
         _rank_of_esgd(plain),
         _per_step_and_second(plain),
         _beat(plain, "C72", "gaussian", ("adahessian E", "shampoo")),
-        _beat(plain, "C73", "sine", CURVATURE),
+        _beat(plain, "C73", "sine", (*CURVATURE, "esgd ε=1")),
         _beat(plain, "C74", "wavelet", CURVATURE),
         _jacobi(plain),
         _refresh(plain),
