@@ -15,8 +15,8 @@ CAPTION = (
     "Each optimizer at its best rate (chosen on another seed), batches of 512, five linear maps of "
     "256 on 256×256 pixels of chelsea (scikit-image, CC0). Above: PSNR against steps, median and "
     "range over seeds. Below: the last PSNR minus Adam's on the same seed; a bar ends at the "
-    "median, a point is a seed, hollow points lie beyond the axis; ε is 1e-4 unless told. After P2 Figs 5, 8, 9 and P3 "
-    "Figs 3, 5."
+    "median, a point is a seed, hollow points lie beyond the axis. The ε of ESGD and AdaHessian is "
+    "1e-4 unless told. After P2 Figs 5, 8, 9 and P3 Figs 3, 5."
 )
 COLORS = {
     "adam": BLUE,
