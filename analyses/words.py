@@ -1,6 +1,7 @@
 """Numbers in the words of a verdict."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -24,19 +25,21 @@ def bootstrap_mean(
     values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Return the mean of a sample and the ends of its percentile bootstrap interval."""
-    sample = np.asarray(list(values), dtype=float)
-    generator = np.random.default_rng(seed)
-    means = generator.choice(sample, size=(draws, len(sample))).mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(sample.mean()), float(low), float(high)
+    return _bootstrap(np.mean, values, level, draws, seed)
 
 
 def bootstrap_median(
     values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Return the median of a sample and the ends of its percentile bootstrap interval."""
+    return _bootstrap(np.median, values, level, draws, seed)
+
+
+def _bootstrap(
+    statistic: Callable[..., Any], values: Iterable[float], level: float, draws: int, seed: int
+) -> tuple[float, float, float]:
     sample = np.asarray(list(values), dtype=float)
     generator = np.random.default_rng(seed)
-    medians = np.median(generator.choice(sample, size=(draws, len(sample))), axis=1)
-    low, high = np.quantile(medians, [(1 - level) / 2, (1 + level) / 2])
-    return float(np.median(sample)), float(low), float(high)
+    found = statistic(generator.choice(sample, size=(draws, len(sample))), axis=1)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(statistic(sample)), float(low), float(high)

@@ -123,7 +123,6 @@ class _Searches:
     def next_lengths(self, places: Tensor) -> Tensor:
         """Return the next trial of every open search [k]."""
         low, high = self.low[places], self.high[places]
-        before = torch.zeros_like(low)
         # Open searches are among those that have just been moved on, in the same order.
         where = torch.searchsorted(self.previous, places)
         before = self.before[where]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hessian_lab.errors import InputError, UsageError
-from hessian_lab.fields.stack import FieldStack, make_stack
+from hessian_lab.fields.stack import FieldStack, stack_fields
 from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signals.tiles import TiledImage, load_tiles
@@ -27,7 +27,7 @@ from hessian_lab.training.files import (
 )
 from hessian_lab.training.loop import using_threads
 from hessian_lab.training.provenance import provenance
-from hessian_lab.training.run import usable_device
+from hessian_lab.training.run import field_of, usable_device
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 from hessian_lab.training.stacked_objective import CHUNK_NUMBERS, StackedObjective
 from hessian_lab.training.trajectory import TrajectoryWriter, read_trajectory
@@ -214,20 +214,11 @@ def _claim(
 
 
 def _stack(setup: Setup, count: int, channels: int, first: int = 0) -> FieldStack:
-    return make_stack(
-        setup.act,
-        count,
-        2,
-        channels,
-        seed=setup.seed + first,
-        width=setup.width,
-        depth=setup.depth,
-        omega=setup.omega,
-        sigma=setup.sigma,
-        octaves=setup.octaves,
-        init=setup.init,
-        dtype=getattr(torch, setup.dtype),
-        device=setup.device,
+    return stack_fields(
+        [
+            field_of(replace(setup, seed=setup.seed + first + place), 2, channels)
+            for place in range(count)
+        ]
     )
 
 
