@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from analyses.study import Row, Study, Verdict, main
-from analyses.words import plural, spread
+from analyses.words import spread
+from hessian_lab.names import plural
 from hessian_lab.probe.hessian import dense_hessian
 from hessian_lab.probe.spectrum import LADDER, Spectrum, pooled, spectrum
 from hessian_lab.training.loop import train

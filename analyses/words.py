@@ -16,11 +16,6 @@ def spread(numbers: Iterable[float], *, percent: bool = False, digits: int = 3) 
     return f"{middle:.{digits}g} [{low:.{digits}g}, {high:.{digits}g}]"
 
 
-def plural(count: int, noun: str) -> str:
-    """Return ``1 seed``, ``2 seeds``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def bootstrap_mean(
     values: Iterable[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -30,3 +30,8 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
             f"{kind} must be one of {', '.join(choices)}, got {name!r}.{suggestion(name, choices)}"
         )
     return name
+
+
+def plural(count: int, word: str) -> str:
+    """Return a number of things in words: ``1 run``, ``2 runs``."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hessian_lab.measures.eigenvalues import Eigenvalues, Measured
+from hessian_lab.names import plural
 from hessian_lab.probe.spectrum import Spectrum, pooled
 from hessian_lab.training.files import finite
 from hessian_lab.training.run import COLUMNS, Run
@@ -227,11 +228,6 @@ def _row(one: Measured) -> str:
         f"{spectrum.structural_zeros / size:7.1%} {spectrum.negative / size:6.1%} {smallest:>7} "
         f"{kappa:>9}"
     )
-
-
-def plural(count: int, word: str) -> str:
-    """Return a number of things in words: ``1 run``, ``2 runs``."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def decibels(value: float) -> str:

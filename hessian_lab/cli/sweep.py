@@ -132,7 +132,8 @@ def _json(done: "Sweep") -> dict[str, Any]:
 
 
 def _table(done: "Sweep") -> str:
-    from hessian_lab.cli.output import decibels, plural
+    from hessian_lab.cli.output import decibels
+    from hessian_lab.names import plural
 
     counts = done.table["status"].value_counts()
     told = ", ".join(f"{count} {status}" for status, count in counts.items())
