@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     _check_numbers(args)
     if args.dry_run:
         return _tell_plan(args)
-    from hessian_lab.measures.planning import chosen_method, require_dense
+    from hessian_lab.measures.planning import chosen_method, require_dense, require_search
 
     def require(model: "nn.Module", num_points: int) -> None:
         method = chosen_method(args.method, model, num_points)[0]
@@ -95,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
             require_dense(model, num_points)
         elif args.preconditioned and args.layers:
             raise UsageError(f"--layers must stand without --preconditioned in method {method}.")
+        else:
+            require_search(model, _number(args, "num"))
 
     source = source_run(args, require)
     model = source.model(source.steps[0])

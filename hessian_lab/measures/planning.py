@@ -12,8 +12,10 @@ from torch import nn
 from hessian_lab.errors import ResourceError
 from hessian_lab.probe.closed_form import temporary_numbers
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
+from hessian_lab.probe.eigenpairs import default_basis
 from hessian_lab.probe.hessian import has_closed_form
 from hessian_lab.probe.kept_graph import trainable
+from hessian_lab.probe.lanczos import require_basis
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, readable, require_bytes
 from hessian_lab.probe.parameters import Layout, selected_names
@@ -114,6 +116,24 @@ def require_dense(model: nn.Module, num_points: int) -> None:
     )
 
 
+def require_search(model: nn.Module, num: int) -> None:
+    """Check that the search for ``num`` eigenpairs at each end fits, before a model is trained.
+
+    Raises:
+        ResourceError: If it does not.
+    """
+    size = num_parameters(model)
+    one = trainable(model)[0]
+    require_basis(
+        1,
+        default_basis(size, min(2 * num, size)) + 1,
+        size,
+        dtype=one.dtype,
+        device=one.device,
+        cure="Measure a smaller network (--width, --depth, --octaves).",
+    )
+
+
 def num_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(value.numel() for value in trainable(model))
@@ -141,7 +161,7 @@ def plan(
     else:
         steps = min(num_steps, size) if name == "slq" else 0
         width = trainable(model)[0].element_size()
-        held = max(num_probes * steps, min(size, max(300, 2 * num + 20)))
+        held = max(num_probes * steps, default_basis(size, min(2 * num, size)))
         # A product with a layer's block is one with the whole.
         products = sum(
             num_probes * min(steps, part) + min(TYPICAL_SEARCH, part) for part in (size, *blocks)

@@ -131,9 +131,9 @@ def extreme_eigenpairs(
         raise ValueError(
             f"max_products must be at least {num_wanted}, one for each pair, got {max_products}."
         )
-    least = min(operator.size, 3 * num_wanted + 20)
+    least = _least_basis(operator.size, num_wanted)
     if basis_size is None:
-        basis_size = max(least, min(operator.size, BASIS_SIZE))
+        basis_size = default_basis(operator.size, num_wanted)
     if not least <= basis_size <= operator.size:
         raise ValueError(
             f"basis_size must be in [{least}, {operator.size}] for {num_wanted} pairs, "
@@ -157,6 +157,15 @@ def extreme_eigenpairs(
         num_products=num_products,
         num_check_products=search.num_products - num_products + len(values),
     )
+
+
+def default_basis(size: int, num_wanted: int) -> int:
+    """Return how many vectors of length ``size`` a search for some pairs holds by default."""
+    return max(_least_basis(size, num_wanted), min(size, BASIS_SIZE))
+
+
+def _least_basis(size: int, num_wanted: int) -> int:
+    return min(size, 3 * num_wanted + 20)
 
 
 def _residuals(

@@ -117,6 +117,28 @@ def tridiagonalize(
     return run.result(keep_basis=keep_basis)
 
 
+def require_basis(
+    num_starts: int,
+    num_vectors: int,
+    size: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    cure: str,
+) -> None:
+    """Check that a Lanczos basis [m, k, n], and the vectors of a step, fit in memory.
+
+    Raises:
+        ResourceError: If they do not.
+    """
+    require_bytes(
+        math.prod((num_starts, num_vectors + 5, size, dtype.itemsize)),
+        f"The Lanczos basis {[num_starts, num_vectors, size]}",
+        device=device,
+        cure=cure,
+    )
+
+
 class Recurrence:
     """``m`` Lanczos recurrences over one preallocated basis, a block product per step.
 
@@ -144,12 +166,7 @@ class Recurrence:
         cure: str = "Take fewer steps, or fewer vectors at a time.",
     ) -> None:
         shape = num_starts, num_rows + 1, operator.size
-        require_bytes(
-            math.prod((num_starts, num_rows + 6, operator.size, operator.dtype.itemsize)),
-            f"The Lanczos basis {list(shape)}",
-            device=operator.device,
-            cure=cure,
-        )
+        require_basis(*shape, dtype=operator.dtype, device=operator.device, cure=cure)
         self.operator = operator
         self.basis = torch.empty(shape, dtype=operator.dtype, device=operator.device)
         self.num_rows = num_rows

@@ -489,6 +489,7 @@ def test_memory_is_told_without_exponents(run, monkeypatch, room, shown):
     answer = typed(run.parent, "eigs", "--width", "600", "--quiet")
 
     assert_refused(answer, 1, f"and {shown} are free on cpu")
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
 def test_a_trajectory_too_large_for_the_disk_is_refused(tmp_path, monkeypatch):

@@ -16,9 +16,11 @@ from hessian_lab.measures.planning import (
     num_parameters,
     plan,
     require_dense,
+    require_search,
     training_seconds,
 )
 from hessian_lab.probe.curvature import HessianOperator
+from hessian_lab.probe.eigenpairs import extreme_eigenpairs
 from hessian_lab.signal import Signal
 
 # 61 parameters.
@@ -85,6 +87,24 @@ def test_a_dense_measurement_that_does_not_fit_is_refused_with_the_cure(monkeypa
     limit_memory(monkeypatch, NEEDED - 1)
     with pytest.raises(ResourceError, match=r"must fit in memory.*--method slq"):
         require_dense(FIELD, 40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_search_is_refused_exactly_where_it_would_refuse_itself(monkeypatch, dtype):
+    model = make_field("tanh", 1, 1, width=24, depth=2, dtype=dtype)
+    operator = HessianOperator(model, mse, SIGNAL.to(dtype=dtype))
+    # 673 parameters; 300 vectors, and 6 for a step.
+    needed = 306 * 673 * dtype.itemsize
+    limit_memory(monkeypatch, needed)
+    require_search(model, 5)
+    extreme_eigenpairs(operator, num=5, which="both", check_copies=False)
+    limit_memory(monkeypatch, needed - 1)
+    for refused in (
+        lambda: require_search(model, 5),
+        lambda: extreme_eigenpairs(operator, num=5, which="both", check_copies=False),
+    ):
+        with pytest.raises(ResourceError, match=rf"\[1, 301, 673\].*{needed} bytes"):
+            refused()
 
 
 def test_frozen_parameters_do_not_count():
