@@ -1,5 +1,7 @@
 """Images by name: those that scikit-image ships in its wheel, and registered ones."""
 
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import skimage
@@ -18,10 +20,23 @@ FILES = {
     "retina": ("retina.jpg", "Retina by Mikael Häggström, CC0, from scikit-image"),
 }
 
+# Images up to this many pixels a side are kept, some megabytes in all.
+LARGEST_KEPT = 256
+
 
 def load_bundled(name: str, size: int | None) -> Signal:
     """Return an image of scikit-image's, or one of the data registry."""
     path, attribution = image_file(name)
+    if size is None or size > LARGEST_KEPT:
+        return load_file(path, size, name=name, attribution=attribution)
+    kept = _kept(path, size, name, attribution, path.stat().st_mtime_ns)
+    # Whoever asks may write into their own.
+    return replace(kept, coords=kept.coords.clone(), values=kept.values.clone())
+
+
+@lru_cache(maxsize=8)
+def _kept(path: Path, size: int, name: str, attribution: str, _changed_ns: int) -> Signal:
+    """Return an image that many trainings of a process ask for: shrinking it is slow."""
     return load_file(path, size, name=name, attribution=attribution)
 
 

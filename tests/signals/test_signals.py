@@ -1,5 +1,6 @@
 import hashlib
 import math
+import os
 import re
 import struct
 import zlib
@@ -14,7 +15,8 @@ from PIL import Image
 from skimage.transform import resize
 
 from hessian_lab.errors import InputError
-from hessian_lab.signals import SIGNALS, is_path, load_signal
+from hessian_lab.signals import SIGNALS, bundled, is_path, load_signal
+from hessian_lab.signals.images import load_file
 from tests.reference import assert_same
 
 # name -> (file in scikit-image's data folder, rows, columns, channels).
@@ -122,6 +124,27 @@ def test_the_source_of_a_bundled_image_hashes_its_file(name):
     assert source.attribution
     assert "scikit-image" in source.attribution
     assert source.sha256 == hashlib.sha256(bundled_path(name).read_bytes()).hexdigest()
+
+
+def test_an_image_that_is_asked_for_again_is_the_same_and_the_askers_own():
+    first, source = load_signal("camera", 9), load_file(bundled_path("camera"), 9)
+    assert torch.equal(first.values, source.values)
+    first.values.zero_()
+    first.coords.zero_()
+    again = load_signal("camera", 9)
+    assert torch.equal(again.values, source.values)
+    assert torch.equal(again.coords, source.coords)
+    assert not torch.equal(load_signal("chelsea", 9).values[:, 0], again.values[:, 0])
+    assert load_signal("camera", 8).num_points == 64
+
+
+def test_an_image_that_has_changed_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    monkeypatch.setattr(bundled, "image_file", lambda _name: (path, "me"))
+    for shade in (0, 255):
+        Image.new("L", (12, 12), shade).save(path)
+        os.utime(path, ns=(shade, shade))
+        assert load_signal("camera", 5).values.unique().tolist() == [shade / 255]
 
 
 @pytest.mark.parametrize("name", ["camera", "chelsea", "sines"])
