@@ -13,7 +13,7 @@ from tests.cli.terminal import FIELD, TINY, assert_continues, assert_refused, co
 from tests.reference import autograd_hessian
 
 OURS = ("--act", "relu", *TINY, "--optimizer", "adam")
-LONG = (*OURS, "--steps", "150", "--checkpoint-every", "1")
+LONG = (*OURS, "--steps", "75", "--checkpoint-every", "1")
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_measuring_twice_computes_nothing(run, monkeypatch):
 def test_an_interrupted_measurement_continues_to_the_same_bytes(tmp_path):
     assert typed(tmp_path, "train", *LONG, "--out", "run").status == 0
     words = ("sparsity", "--run", "run", "--probes", "64", "--quiet")
-    assert_continues(tmp_path, words, "sparsity.json", whole=151)
+    assert_continues(tmp_path, words, "sparsity.json", whole=76)
 
 
 @pytest.mark.parametrize("words", [("--seed", "0"), ("--out", "there")])

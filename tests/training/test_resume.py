@@ -29,7 +29,7 @@ CASES = {
         optimizer="adam",
         lr_final=1e-5,
         batch_size=50,
-        steps=2500,
+        steps=1200,
         checkpoint_every=3,
     ),
 }

@@ -131,8 +131,8 @@ def test_a_run_that_has_just_begun_is_missing(tmp_path):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_what_does_not_fit_is_refused_and_the_rest_is_trained(tmp_path, jobs):
     wide = setups(replace(BASE, width=80, depth=2), {"optimizer": ["newton", "sgd"]})
-    for _ in range(2):
-        done = sweep(wide, out=tmp_path, varied=("optimizer",), jobs=jobs)
+    for processes in (jobs, 1):
+        done = sweep(wide, out=tmp_path, varied=("optimizer",), jobs=processes)
         assert list(done.table["status"]) == ["refused", "done"]
         assert list(done.best()["optimizer"]) == ["sgd"]
     assert len(list(tmp_path.glob("*/run.json"))) == 1
