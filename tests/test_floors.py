@@ -47,11 +47,12 @@ ALLOWED = {
     "probe": set(),
     **{module: BASE | NUMERICS for module in NUMERICS},
     **{module: FLOOR_0 | CURVATURE for module in CURVATURE},
-    "signals": BASE | FIELDS | {"probe.memory"},
+    "signals": BASE | FIELDS | {"probe.memory", "signals.raster"},
+    "signals.raster": set(),
     "optim": BASE | NUMERICS | CURVATURE,
     "training": TRAINING,
     "measures": TRAINING | {"training"},
-    "plots": NUMERICS | {"training"},
+    "plots": NUMERICS | {"training", "signals.raster"},
     "cli": TRAINING | {"training", "measures", "plots"},
 }
 MODULES = sorted(

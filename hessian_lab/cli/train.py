@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import add_output, add_setup, given_setup
@@ -17,6 +18,7 @@ A killed run continues when the same command is typed again.
 
   hessian-lab train --act sine --signal astronaut --steps 200 --out runs/face
   hessian-lab train --signal song.wav --start 12 --seconds 2 --rate 16000 --act sine --omega 300
+  hessian-lab train --signal torus-nerf --act gaussian --width 64 --lr 1 --steps 200
   hessian-lab train --signal terrain --act gaussian --width 64 --optimizer adam --steps 1000 \\
       --batch-size 4096 --dtype float32
 
@@ -54,13 +56,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _made(done: "Run") -> tuple[dict[str, Any], list[str]]:
-    """Write what a field has made of a sound or a solid; return what is told of it, twice."""
+    """Write what a field has made of its signal; return what is told of it, twice."""
+    from hessian_lab.measures.radiance import is_radiance
     from hessian_lab.measures.shape import is_shape
     from hessian_lab.measures.sound import is_sound, write_sounds
 
     if is_sound(done):
         sounds = [str(path) for path in write_sounds(done)]
         return {"sounds": sounds}, [f"the field and its error to listen to: {', '.join(sounds)}"]
+    if is_radiance(done):
+        return _views(done)
     return _solid(done) if is_shape(done) else ({}, [])
 
 
@@ -85,3 +90,36 @@ def _solid(done: "Run") -> tuple[dict[str, Any], list[str]]:
     pictures = [str(path) for path in save(figure, done.path / "figures" / "shape")]
     surface = str(surface_path(done))
     return more | {"surface": surface, "pictures": pictures}, [*told, surface, *pictures]
+
+
+def _views(done: "Run") -> tuple[dict[str, Any], list[str]]:
+    from hessian_lab.cli.output import figure_title
+    from hessian_lab.measures.radiance import TABLE, measure_views, write_turn
+    from hessian_lab.names import plural
+    from hessian_lab.plots.radiance import plot_views
+    from hessian_lab.plots.style import save
+
+    seen = measure_views(done)
+    means = seen.table.drop(columns="view").mean()
+    figure = plot_views(
+        seen.scene.pictures[seen.views],
+        seen.pictures,
+        seen.depths,
+        seen.table,
+        title=f"{figure_title(done, 'hessian')}. {seen.scene.source.attribution}",
+    )
+    pictures = [str(path) for path in save(figure, done.path / "figures" / "views")]
+    turn = str(write_turn(done, seen.scene))
+    table = str(done.path / TABLE)
+    more: dict[str, Any] = {
+        "held_out": {"views": len(seen.views)}
+        | {name: float(mean) if math.isfinite(mean) else None for name, mean in means.items()},
+        "views": table,
+        "turntable": turn,
+        "pictures": pictures,
+    }
+    told = (
+        f"{plural(len(seen.views), 'view')} held out: PSNR {means['psnr']:.2f} dB, "
+        f"SSIM {means['ssim']:.4f}"
+    )
+    return more, [told, table, turn, *pictures]

@@ -1,7 +1,6 @@
 """Triangles seen from afar: a depth buffer and two lamps."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 
 from hessian_lab.plots.style import ORANGE
+from hessian_lab.signals.raster import face_normals, nearest_faces, unit, vertex_normals
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -21,8 +21,6 @@ AMBIENT = 0.12
 CREASE = 0.85
 # Rays per pixel and side.
 SAMPLES = 2
-# Pairs of a face and a ray that are looked at together.
-PAIRS = 1 << 18
 UPS = ("y", "z")
 
 
@@ -79,12 +77,12 @@ def shade(vertices: Array, faces: Array, *, view: View, size: int = 400) -> Arra
         raise ValueError(f"size must be at least 1, got {size}.")
     rays = size * SAMPLES
     seen = vertices @ view.axes.T
-    normals = _vertex_normals(seen, faces)
+    normals = vertex_normals(seen, faces)
     places = (seen / view.reach + 1) / 2 * rays - 0.5
-    face, weights = _nearest(places[faces], rays)
+    face, weights = nearest_faces(places[faces], rays)
     hit = face >= 0
     picture = np.zeros((rays * rays, 4))
-    flat = _unit(_flat_normals(seen[faces[face[hit]]]))
+    flat = unit(face_normals(seen[faces[face[hit]]]))
     around = normals[faces[face[hit]]]
     smooth = (around * flat[:, None]).sum(axis=2, keepdims=True) > CREASE
     across = (weights[hit, :, None] * np.where(smooth, around, flat[:, None])).sum(axis=1)
@@ -99,7 +97,7 @@ def shade(vertices: Array, faces: Array, *, view: View, size: int = 400) -> Arra
 def _lit(across: Array, outside: Array) -> Array:
     """Return colours [p, 3] of places with normals ``across`` [p, 3] in the viewer's axes."""
     # A surface is lit on the side that is seen.
-    across = _unit(across) * np.where(outside, 1, -1)[:, None]
+    across = unit(across) * np.where(outside, 1, -1)[:, None]
     light = np.full(len(across), AMBIENT)
     for direction, strength in LAMPS:
         towards = np.array(direction) / np.linalg.norm(direction)
@@ -108,87 +106,3 @@ def _lit(across: Array, outside: Array) -> Array:
     # Light adds up linearly; the eye, and sRGB, do not.
     lit: Array = np.clip(colours**2.2 * light[:, None] * 1.25, 0, 1) ** (1 / 2.2)
     return lit
-
-
-def _flat_normals(triangles: Array) -> Array:
-    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-
-
-def _vertex_normals(vertices: Array, faces: Array) -> Array:
-    """Return unit vectors along the sum of the faces' normals around each vertex [v, 3]."""
-    across = _flat_normals(vertices[faces])
-    sums = [
-        np.bincount(faces.reshape(-1), np.repeat(part, 3), minlength=len(vertices))
-        for part in across.T
-    ]
-    return _unit(np.stack(sums, axis=1))
-
-
-def _unit(vectors: Array) -> Array:
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
-
-
-def _nearest(triangles: Array, rays: int) -> tuple[Array, Array]:
-    """Return the nearest face of every ray (-1: none), row by row from below, and its weights."""
-    depth = np.full(rays * rays, -np.inf)
-    found = np.full(rays * rays, -1)
-    shares = np.zeros((rays * rays, 3))
-    for face, column, row in _pairs(triangles, rays):
-        corners = triangles[face]
-        weights = _weights(corners, column, row)
-        near = (weights >= 0).all(axis=1)
-        place = (row * rays + column)[near]
-        height = (weights[near] * corners[near, :, 2]).sum(axis=1)
-        np.maximum.at(depth, place, height)
-        first = np.flatnonzero(height == depth[place])
-        found[place[first]] = face[near][first]
-        shares[place[first]] = weights[near][first]
-    return found, shares
-
-
-def _weights(corners: Array, column: Array, row: Array) -> Array:
-    """Return the barycentric weights [p, 3] of rays in the triangles they are paired with."""
-    ray = np.stack([column, row], axis=1)
-    from_ray = corners[..., :2] - ray[:, None]
-    after, before = np.roll(from_ray, -1, axis=1), np.roll(from_ray, 1, axis=1)
-    parts = after[..., 0] * before[..., 1] - after[..., 1] * before[..., 0]
-    total = parts.sum(axis=1, keepdims=True)
-    return np.where(total != 0, parts / np.where(total != 0, total, 1), -1)
-
-
-def _pairs(triangles: Array, rays: int) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield every face with the rays in it, and some on its edges: face, column and row."""
-    heights = triangles[..., 1]
-    low = np.ceil(np.clip(heights.min(axis=1), 0, rays)).astype(np.int64)
-    high = np.floor(np.clip(heights.max(axis=1), -1, rays - 1)).astype(np.int64)
-    for row, face in _ranges(low, high + 1):
-        left, right = _span(triangles[face], row, rays)
-        for column, place in _ranges(left, right + 1):
-            yield face[place], column, row[place]
-
-
-def _span(triangles: Array, row: Array, rays: int) -> tuple[Array, Array]:
-    """Return the first and last column of each triangle in a row."""
-    starts, ends = triangles, np.roll(triangles, -1, axis=1)
-    rise = ends[..., 1] - starts[..., 1]
-    share = (row[:, None] - starts[..., 1]) / np.where(rise != 0, rise, np.nan)
-    meets = (share >= 0) & (share <= 1)
-    cut = starts[..., 0] + share * (ends[..., 0] - starts[..., 0])
-    left = np.where(meets, cut, np.inf).min(axis=1)
-    right = np.where(meets, cut, -np.inf).max(axis=1)
-    return (
-        np.ceil(np.clip(left, 0, rays)).astype(np.int64),
-        np.floor(np.clip(right, -1, rays - 1)).astype(np.int64),
-    )
-
-
-def _ranges(begin: Array, end: Array) -> Iterator[tuple[Array, Array]]:
-    """Yield the numbers from ``begin[i]`` to ``end[i]`` with their i, ``PAIRS`` at a time."""
-    sizes = np.maximum(end - begin, 0)
-    totals = np.cumsum(sizes)
-    offsets = totals - sizes
-    for first in range(0, int(totals[-1]) if len(totals) else 0, PAIRS):
-        flat = np.arange(first, min(first + PAIRS, int(totals[-1])))
-        of = np.searchsorted(totals, flat, side="right")
-        yield begin[of] + flat - offsets[of], of

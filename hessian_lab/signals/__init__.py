@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hessian_lab.names import known, resolve
-from hessian_lab.signals.kinds import KINDS, check_options, is_path, kind_of_path
+from hessian_lab.signals.kinds import KINDS, check_options, is_path, kind_of_path, without_kind
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,9 @@ SIGNALS = {
     "terrain": Named("shape", "hessian_lab.signals.shapes:load_shape"),
     "spot": Named("shape", "hessian_lab.signals.shapes:load_shape"),
     "nefertiti": Named("shape", "hessian_lab.signals.shapes:load_shape"),
+    "torus-nerf": Named("radiance", "hessian_lab.signals.radiance:load_radiance"),
+    "spot-nerf": Named("radiance", "hessian_lab.signals.radiance:load_radiance"),
+    "nefertiti-nerf": Named("radiance", "hessian_lab.signals.radiance:load_radiance"),
 }
 
 
@@ -61,6 +64,8 @@ def load_signal(
     Sounds are averaged over their channels and resampled with anti-aliasing; time goes from -1 to
     1, ends included, and full scale from -1 to 1. Of a solid, points are drawn in the box [-1, 1]³,
     two thirds of them near its surface; values are 1 inside and 0 outside, to be fitted by logits.
+    Of a scene, rays are drawn through its pictures; coordinates [r, 10] are rays, as
+    ``RadianceField`` takes them, and values their colours.
 
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
@@ -92,5 +97,6 @@ def load_signal(
         )
     check_options(given)
     loader = kind.loader if is_path(name) else SIGNALS[name].loader
-    signal = resolve(str(loader))(name, **{key: given.get(key) for key in kind.options})
+    told = {key: given.get(key) for key in kind.of_signal}
+    signal = resolve(str(loader))(without_kind(name), **told)
     return signal.to(dtype=dtype or torch.float64, device=device)  # type: ignore[no-any-return]

@@ -174,15 +174,20 @@ def _crop(pixels: Array, path: Path) -> Array:
 def _resize(pixels: Array, size: int | None) -> Array:
     if size is None or size == len(pixels):
         return pixels
-    from skimage.transform import resize
-
     require_bytes(
         4 * 8 * size**2 * pixels.shape[2],
         f"An image of {size}×{size} pixels",
         device=torch.device("cpu"),
         cure="Take a smaller --size.",
     )
-    resized: Array = resize(  # type: ignore[no-untyped-call]
-        pixels, (size, size), anti_aliasing=True, preserve_range=True
+    return resized(pixels, (size, size))
+
+
+def resized(pixels: Array, shape: tuple[int, int]) -> Array:
+    """Return pixels [rows, columns, channels] at another size, with anti-aliasing."""
+    from skimage.transform import resize
+
+    found: Array = resize(  # type: ignore[no-untyped-call]
+        pixels, shape, anti_aliasing=True, preserve_range=True
     )
-    return resized
+    return found

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hessian_lab.fields.mlp import CoordinateMLP
+from hessian_lab.fields.radiance import RadianceField
 from hessian_lab.losses import LOSSES, Loss, bce
 from hessian_lab.signal import Signal
 
@@ -116,8 +117,8 @@ def quality(
 ) -> dict[str, float]:
     """Return loss, psnr, snr and grad_norm of the whole signal; ``.grad`` is left alone.
 
-    A ``CoordinateMLP`` takes twice ``chunk_size`` points or more in chunks, if the loss is one of
-    ``LOSSES``: means over points, as a loss of your own need not be.
+    A field takes twice ``chunk_size`` points or more in chunks, if the loss is one of ``LOSSES``:
+    means over points, as a loss of your own need not be.
     """
     parameters = [value for value in model.parameters() if value.requires_grad]
     total = [torch.zeros_like(value) for value in parameters]
@@ -149,7 +150,9 @@ def _parts(
     model: nn.Module, loss: Loss, signal: Signal, chunk_size: int
 ) -> Iterator[tuple[float, Tensor, Tensor]]:
     """Yield shares of the points, with their coordinates and values."""
-    pointwise = isinstance(model, CoordinateMLP) and loss in LOSSES.values()
+    pointwise = isinstance(model, CoordinateMLP | RadianceField) and loss in LOSSES.values()
+    if isinstance(model, RadianceField):
+        chunk_size = max(1, chunk_size // model.samples)
     if not pointwise or signal.num_points < 2 * chunk_size:
         yield 1.0, signal.coords, signal.values
         return

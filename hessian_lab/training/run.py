@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hessian_lab.errors import InputError, UsageError
 from hessian_lab.fields.mlp import CoordinateMLP, make_field
+from hessian_lab.fields.radiance import RadianceField, make_radiance_field
 from hessian_lab.losses import LOSSES, Loss
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals import load_signal
@@ -60,6 +61,8 @@ RESULTS = (
     ),
     *("derivatives.npz", "figures/derivatives.png", "figures/derivatives.pdf"),
     *("fitted.wav", "error.wav"),
+    *("fitted.ply", "figures/shape.png", "figures/shape.pdf"),
+    *("views.csv", "turntable.gif", "figures/views.png", "figures/views.pdf"),
     "report.html",
 )
 REQUIRED = (
@@ -230,22 +233,27 @@ def usable_device(name: str) -> torch.device:
     return device
 
 
-def field_of(setup: Setup, num_inputs: int, num_outputs: int) -> CoordinateMLP:
+def field_of(setup: Setup, num_inputs: int, num_outputs: int) -> CoordinateMLP | RadianceField:
     """Return the freshly initialised field that a resolved setup describes."""
-    return make_field(
+    if setup.samples is None:
+        return network_of(setup, num_inputs, num_outputs)
+    return make_radiance_field(
         setup.act,
-        num_inputs,
-        num_outputs,
-        width=setup.width,
-        depth=setup.depth,
-        omega=setup.omega,
-        sigma=setup.sigma,
-        octaves=setup.octaves,
-        init=setup.init,
-        seed=setup.seed,
-        dtype=getattr(torch, setup.dtype),
-        device=setup.device,
+        samples=setup.samples,
+        directions=bool(setup.directions),
+        **_options(setup),
     )
+
+
+def network_of(setup: Setup, num_inputs: int, num_outputs: int) -> CoordinateMLP:
+    """Return the freshly initialised coordinate network of a resolved setup."""
+    return make_field(setup.act, num_inputs, num_outputs, **_options(setup))
+
+
+def _options(setup: Setup) -> dict[str, Any]:
+    names = ("width", "depth", "omega", "sigma", "octaves", "init", "seed", "device")
+    options = {name: getattr(setup, name) for name in names}
+    return options | {"dtype": getattr(torch, setup.dtype)}
 
 
 def fill(model: nn.Module, parameters: Tensor) -> None:

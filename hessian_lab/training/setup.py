@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 from hessian_lab.errors import UsageError
@@ -12,7 +13,7 @@ from hessian_lab.fields import ACTIVATIONS, FIELD_DEFAULTS, INITIALISATIONS, per
 from hessian_lab.names import known
 from hessian_lab.optim import DEFAULT_RATES, OPTIMIZERS, RECIPES
 from hessian_lab.signals import SIGNALS, kind_of
-from hessian_lab.signals.kinds import KINDS, OPTIONS, check_options
+from hessian_lab.signals.kinds import KINDS, OPTIONS, check_options, with_kind
 
 DTYPES = ("float64", "float32")
 DEFAULT_OPTIMIZER = "lbfgs"
@@ -21,7 +22,7 @@ MAX_TRAJECTORY_BYTES = 1 << 30
 FREE = ("threads", "recipe")
 # Options that came later: left out of JSON where they are None, so that older runs keep identity
 # and name.
-LATER = ("start", "seconds", "rate", "points")
+LATER = ("start", "seconds", "rate", "points", "views", "samples", "directions")
 # Beyond 52 octaves a phase in double precision has no correct digit.
 HIGHEST = {"octaves": 52, "seed": (1 << 63) - 1, "threads": 1024}
 # Scales of pre-activations whose squares stay far from the ends of floating point.
@@ -43,13 +44,20 @@ class Setup:
     """
 
     signal: str = flag(
-        "camera", "a named signal, or the path of an image, sound or mesh", names=SIGNALS
+        "camera", "a named signal, or the path of an image, sound, mesh or scene", names=SIGNALS
     )
     size: int | None = flag(None, "pixels per side (50), or points of a 1-D signal (256)")
     start: float | None = flag(None, "second at which the clip of a sound begins (0)")
     seconds: float | None = flag(None, "length of the clip, to its end at most (1)")
     rate: int | None = flag(None, "samples per second, to which a sound is resampled (8000)")
-    points: int | None = flag(None, "points in the box of a shape, most near its surface (30000)")
+    points: int | None = flag(
+        None, "points in the box of a shape, most near its surface (30000); rays of a scene (2048)"
+    )
+    views: int | None = flag(None, "pictures of a scene that rays are drawn from (all)")
+    samples: int | None = flag(None, "points along each ray of a scene (32)")
+    directions: int | None = flag(
+        None, "1: colours of a scene depend on the direction of view, by a head of their own (0)"
+    )
     act: str = flag("relu_pe", "activation of the field", names=ACTIVATIONS)
     width: int = flag(16, "units per hidden layer")
     depth: int = flag(4, "hidden layers")
@@ -122,6 +130,7 @@ class Setup:
         return replace(
             self,
             **filled,
+            signal=with_kind(self.signal),
             optimizer=name,
             lr=_or(self.lr, rate),
             lr_final=_or(self.lr_final, self._final_rate()),
@@ -198,7 +207,7 @@ class Setup:
     @property
     def excerpt(self) -> dict[str, Any]:
         """What the signal is asked for: the options of its kind."""
-        return {name: getattr(self, name) for name in KINDS[kind_of(self.signal)].options}
+        return {name: getattr(self, name) for name in KINDS[kind_of(self.signal)].of_signal}
 
     def with_checkpoints(self, size: int) -> "Setup":
         """Return the run with ``checkpoint_every`` filled in for ``size`` parameters."""
@@ -215,11 +224,13 @@ class Setup:
 
     def num_parameters(self, num_inputs: int, num_outputs: int) -> int:
         """Return the parameters of the field of a resolved setup."""
-        inputs = num_inputs * (1 + 2 * (self.octaves or 0))
-        if self.depth == 0:
-            return (inputs + 1) * num_outputs
-        hidden = (self.depth - 1) * (self.width + 1) * self.width
-        return (inputs + 1) * self.width + hidden + (self.width + 1) * num_outputs
+        width, depth, bands = self.width, self.depth, 1 + 2 * (self.octaves or 0)
+        if self.samples is None:
+            return _num_parameters(num_inputs * bands, num_outputs, width, depth)
+        if not self.directions:
+            return _num_parameters(3 * bands, 4, width, depth)
+        head = _num_parameters(width + 3, 3, max(1, width // 2), 1)
+        return _num_parameters(3 * bands, 1 + width, width, depth) + head
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON holds them, without those of ``LATER`` that are None."""
@@ -249,6 +260,12 @@ def digest(entries: Mapping[str, Any]) -> str:
     """Return eight hexadecimal digits that stand for an identity."""
     text = json.dumps(entries, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _num_parameters(num_inputs: int, num_outputs: int, width: int, depth: int) -> int:
+    """Return the parameters of a network, biases included."""
+    sizes = [num_inputs, *[width] * depth, num_outputs]
+    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(sizes))
 
 
 def _frozen(value: Any) -> Any:

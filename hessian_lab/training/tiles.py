@@ -27,7 +27,7 @@ from hessian_lab.training.files import (
 )
 from hessian_lab.training.loop import using_threads
 from hessian_lab.training.provenance import provenance
-from hessian_lab.training.run import field_of, usable_device
+from hessian_lab.training.run import network_of, usable_device
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 from hessian_lab.training.stacked_objective import CHUNK_NUMBERS, StackedObjective
 from hessian_lab.training.trajectory import TrajectoryWriter, read_trajectory
@@ -216,7 +216,7 @@ def _claim(
 def _stack(setup: Setup, count: int, channels: int, first: int = 0) -> FieldStack:
     return stack_fields(
         [
-            field_of(replace(setup, seed=setup.seed + first + place), 2, channels)
+            network_of(replace(setup, seed=setup.seed + first + place), 2, channels)
             for place in range(count)
         ]
     )
