@@ -30,6 +30,7 @@ CURVATURE = {
         "linearize",
         "linearized",
         "parameters",
+        "rendered",
         "storage",
     )
 }

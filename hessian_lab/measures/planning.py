@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from hessian_lab.errors import ResourceError
-from hessian_lab.probe.closed_form import temporary_numbers
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.eigenpairs import default_basis
-from hessian_lab.probe.hessian import has_closed_form
+from hessian_lab.probe.hessian import closed_network, closed_numbers
 from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.lanczos import require_basis
 from hessian_lab.probe.linearized import Matrix
@@ -197,8 +196,7 @@ def training_seconds(model: nn.Module, signal: Signal, steps: list[int]) -> floa
 def dense_bytes(model: nn.Module, num_points: int) -> int:
     """Return the most memory that matrix and eigenvalue problem take, in double precision."""
     size = num_parameters(model)
-    temporary = temporary_numbers(model, num_points) if has_closed_form(model) else 0  # type: ignore[arg-type]
-    return 8 * max(DENSE_COPIES * size**2, size**2 + temporary)
+    return 8 * max(DENSE_COPIES * size**2, size**2 + closed_numbers(model, num_points))
 
 
 def layer_sizes(model: nn.Module) -> list[int]:
@@ -213,7 +211,9 @@ def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> floa
     square = torch.rand(TIMED_SIZE, TIMED_SIZE, dtype=torch.float64, device=device)
     rate = 2 * TIMED_SIZE**3 / _timed(lambda: square @ square, device)
     # About one product [n, p]·[p, n]; by kept products of rows it takes some 30 times as long.
-    assembly = 2 * num_points * size**2 / rate * (1 if has_closed_form(model) else 30)
+    field, samples = closed_network(model)
+    factor = 30 if field is None else samples if field is model else 2 * samples
+    assembly = 2 * num_points * size**2 / rate * factor
     symmetric = square + square.T
     eigen = _timed(lambda: torch.linalg.eigvalsh(symmetric), device)
     return assembly + eigen * sum((part / TIMED_SIZE) ** 3 for part in (size, *blocks))

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.fields.mlp import CoordinateMLP
+from hessian_lab.fields.radiance import RadianceField
 from hessian_lab.losses import Loss
 from hessian_lab.probe.closed_form import Parts, assemble, temporary_numbers
 from hessian_lab.probe.kept_graph import ggn_rows, hessian_rows, trainable
+from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.rendered import has_rendered_form, rendered_matrix, rendering_numbers
 from hessian_lab.signal import Signal
 
 # A loss is a mean over points if moving one prediction changes no other's gradient; the two sides
@@ -42,10 +45,12 @@ def dense_hessian(
 
     For a ``CoordinateMLP`` and a loss that is a mean over points (``mse``, ``bce``, ``nn.MSELoss``,
     ``nn.BCEWithLogitsLoss``, ``nn.HuberLoss``, …) in closed form by matrix products, about
-    ``p n²`` operations; for any other module or loss by ``n`` products with one kept graph, some
-    20 to 30 times slower. Rows and columns follow ``model.named_parameters()``, row-major, without
-    those that do not require gradients. It is computed in the precision of the parameters: where
-    small eigenvalues matter, pass ``model.double()``.
+    ``p n²`` operations; so for a ``RadianceField`` without a head, ``p`` the samples of all rays,
+    and some 12 times as fast as by products; for any other module or loss by ``n`` products with
+    one kept graph, some 20 to 30 times slower. Rows and columns follow
+    ``model.named_parameters()``, row-major, without those that do not require gradients. It is
+    computed in the precision of the parameters: where small eigenvalues matter, pass
+    ``model.double()``.
 
     Args:
         model: A module without randomness or batch statistics (call ``eval()`` first); its
@@ -72,7 +77,8 @@ def dense_hessian(
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
     if derivatives is None:
-        return hessian_rows(model, loss, signal)
+        found = _rendered(model, loss, signal, matrix="hessian")
+        return hessian_rows(model, loss, signal) if found is None else found
     assert isinstance(model, CoordinateMLP)
     return assemble(model, signal.coords, *derivatives, parts=Parts(), chunk_size=chunk_size)
 
@@ -90,7 +96,8 @@ def dense_ggn(
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
     if derivatives is None:
-        return ggn_rows(model, loss, signal)
+        found = _rendered(model, loss, signal, matrix="ggn")
+        return ggn_rows(model, loss, signal) if found is None else found
     assert isinstance(model, CoordinateMLP)
     parts = Parts(activation=False, cross=False)
     return assemble(model, signal.coords, *derivatives, parts=parts, chunk_size=chunk_size)
@@ -131,6 +138,17 @@ def hessian_terms(
     )
 
 
+def _rendered(model: nn.Module, loss: Loss, signal: Signal, *, matrix: Matrix) -> Tensor | None:
+    """Return the matrix of a radiance field in closed form, or None without one."""
+    if closed_network(model)[0] is None:
+        return None
+    assert isinstance(model, RadianceField)
+    derivatives = prediction_derivatives(model, loss, signal.coords, signal.values)
+    if derivatives is None:
+        return None
+    return rendered_matrix(model, signal.coords, *derivatives, matrix=matrix)
+
+
 def require_hessian(
     model: nn.Module,
     size: int,
@@ -147,14 +165,33 @@ def require_hessian(
     """
     first = next(iter(trainable(model)))
     numbers = matrices * size**2
-    if has_closed_form(model):
-        numbers += temporary_numbers(model, num_points, chunk_size)  # type: ignore[arg-type]
+    numbers += closed_numbers(model, num_points, chunk_size)
     require_bytes(
         numbers * (item_size or first.element_size()),
         f"The dense Hessian of {size} parameters",
         device=first.device,
         cure="Measure a smaller network (width, depth, octaves).",
     )
+
+
+def closed_numbers(model: nn.Module, num_points: int, chunk_size: int | None = None) -> int:
+    """Return how many numbers a closed form keeps at most beside the matrix; 0 without one."""
+    field, samples = closed_network(model)
+    if field is None:
+        return 0
+    numbers = temporary_numbers(field, num_points * samples, chunk_size)
+    return numbers if field is model else numbers + rendering_numbers(model, num_points)  # type: ignore[arg-type]
+
+
+def closed_network(model: nn.Module) -> tuple[CoordinateMLP | None, int]:
+    """Return the network that a closed form runs on, and its points for each point of the data.
+
+    A ``CoordinateMLP`` itself, that of a ``RadianceField``, or None.
+    """
+    if has_rendered_form(model):
+        assert isinstance(model, RadianceField)
+        return (model.field, model.samples) if has_closed_form(model.field) else (None, 1)
+    return (model, 1) if has_closed_form(model) else (None, 1)  # type: ignore[return-value]
 
 
 def has_closed_form(model: nn.Module) -> bool:
@@ -209,8 +246,17 @@ def output_derivatives(
     model: nn.Module, loss: Loss, coords: Tensor, values: Tensor
 ) -> tuple[Tensor, Tensor] | None:
     """Return ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] of each point, or None without a closed form."""
-    if not has_closed_form(model):
-        return None
+    return prediction_derivatives(model, loss, coords, values) if has_closed_form(model) else None
+
+
+@torch.enable_grad()  # type: ignore[untyped-decorator]
+def prediction_derivatives(
+    model: nn.Module, loss: Loss, coords: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Return ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] of any module's predictions f [p, c] at points.
+
+    None if the loss is no mean over points.
+    """
     with torch.no_grad():
         outputs = model(coords)
     outputs.requires_grad_()

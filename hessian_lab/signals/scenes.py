@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # Rays of a signal when no number is given: the papers' step.
 NUM_RAYS = 2048
-# Where the samples of a ray lie within their strata: multiples of these by view, row and column fill
+# Where samples lie within their strata: multiples of these by view, row and column of a pixel fill
 # the unit interval evenly in every neighbourhood, so that errors of quadrature look like grain.
 DITHER = (0.8191725133961645, 0.7548776662466927, 0.5698402909980532)
 
