@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hessian_lab.names import known, resolve
-from hessian_lab.signals.kinds import KINDS, check_options, is_path, kind_of_path, without_kind
+from hessian_lab.signals.kinds import KINDS, check_options, is_path, kind_of_path
 
 if TYPE_CHECKING:
     import torch
@@ -98,5 +98,5 @@ def load_signal(
     check_options(given)
     loader = kind.loader if is_path(name) else SIGNALS[name].loader
     told = {key: given.get(key) for key in kind.of_signal}
-    signal = resolve(str(loader))(without_kind(name), **told)
+    signal = resolve(str(loader))(name, **told)
     return signal.to(dtype=dtype or torch.float64, device=device)  # type: ignore[no-any-return]

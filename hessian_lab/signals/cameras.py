@@ -32,18 +32,8 @@ class Cameras:
 
     def __post_init__(self) -> None:
         poses = np.ascontiguousarray(self.poses, dtype=np.float64)
-        if poses.ndim != 3 or poses.shape[1:] != (3, 4) or not len(poses):
-            raise InputError(f"poses must have shape [v, 3, 4], got {list(poses.shape)}.")
         object.__setattr__(self, "poses", poses)
-        for number, pose in enumerate(poses):
-            if not np.isfinite(pose).all():
-                raise InputError(f"poses must be finite, that of view {number} has NaN or Inf.")
-            turn = pose[:, :3]
-            if np.abs(turn.T @ turn - np.eye(3)).max() > RIGID or np.linalg.det(turn) < 0:
-                raise InputError(
-                    f"poses must be rigid motions, the axes of view {number} are not orthonormal "
-                    "and right-handed."
-                )
+        check_poses(poses)
         if not 0 < self.focal < np.inf:
             raise InputError(f"focal length must be positive and finite, got {self.focal:g}.")
 
@@ -72,6 +62,25 @@ class Cameras:
         local = self.directions().reshape(-1, 3)[pixels]
         turned = np.einsum("rij,rj->ri", self.poses[views][:, :, :3], local)
         return self.places[views], turned
+
+
+def check_poses(poses: Array) -> None:
+    """Check that poses [v, 3, 4] are rigid motions.
+
+    Raises:
+        InputError: If one is not.
+    """
+    if poses.ndim != 3 or poses.shape[1:] != (3, 4) or not len(poses):
+        raise InputError(f"poses must have shape [v, 3, 4], got {list(poses.shape)}.")
+    for number, pose in enumerate(poses):
+        if not np.isfinite(pose).all():
+            raise InputError(f"poses must be finite, that of view {number} has NaN or Inf.")
+        turn = pose[:, :3]
+        if np.abs(turn.T @ turn - np.eye(3)).max() > RIGID or np.linalg.det(turn) < 0:
+            raise InputError(
+                f"poses must be rigid motions, the axes of view {number} are not orthonormal and "
+                "right-handed."
+            )
 
 
 def looking_at(places: Array, target: Array, up: Array) -> Array:

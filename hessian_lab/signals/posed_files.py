@@ -15,7 +15,7 @@ import torch
 from hessian_lab.errors import InputError
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Source
-from hessian_lab.signals.cameras import Cameras
+from hessian_lab.signals.cameras import Cameras, check_poses
 from hessian_lab.signals.images import decode, expanded, read_bytes, resized, scaled
 from hessian_lab.signals.scenes import Scene
 
@@ -98,6 +98,7 @@ def _read_blender(folder: Path, size: int | None) -> Scene:
         np.stack([_matrix(entry, folder) for entry in entries]),
         split,
     )
+    check_poses(frames.poses)
     pictures, digest = _read_pictures(frames.paths, size)
     poses = frames.poses.copy()
     distance = float(np.median(np.linalg.norm(poses[:, :, 3], axis=1)))
@@ -137,7 +138,7 @@ def _read_llff(folder: Path, size: int | None) -> Scene:
 
 def _recentred(poses: Array, folder: Path) -> Array:
     """Return poses in the axes of their mean camera, so that they look along -z from around 0."""
-    Cameras(poses, (1, 1), 1.0)
+    check_poses(poses)
     back, up = poses[:, :, 2].sum(axis=0), poses[:, :, 1].sum(axis=0)
     right = np.cross(up, back)
     if not min(np.linalg.norm(back), np.linalg.norm(right)) > 1e-9:
@@ -168,8 +169,9 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 
 def _load_poses(path: Path) -> Array:
+    data = _bounded(path)
     try:
-        table = np.load(io.BytesIO(_bounded(path)), allow_pickle=False)
+        table = np.load(io.BytesIO(data), allow_pickle=False)
         table = np.asarray(table, dtype=np.float64)
     except Exception as error:
         raise InputError(f"poses must be a NumPy array, {path} cannot be read as one.") from error

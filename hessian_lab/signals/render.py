@@ -85,7 +85,7 @@ def _chequers(places: Array) -> Array:
     return np.where(odd == 1, DARK, 1.0)
 
 
-def torus(*, rings: int = 96, sides: int = 48, thickness: float = 0.4) -> Mesh:
+def torus(*, rings: int = 64, sides: int = 32, thickness: float = 0.4) -> Mesh:
     """Return a torus around the z axis that fits the unit ball, as a watertight mesh.
 
     Args:

@@ -1,0 +1,88 @@
+import pytest
+import torch
+from torch import nn
+
+from hessian_lab.errors import ResourceError
+from hessian_lab.fields.radiance import make_radiance_field
+from hessian_lab.losses import mse
+from hessian_lab.probe import memory, rendered
+from hessian_lab.probe.curvature import GGNOperator, HessianOperator
+from hessian_lab.probe.hessian import closed_network, dense_ggn, dense_hessian
+from hessian_lab.probe.kept_graph import ggn_rows, hessian_rows
+from hessian_lab.signal import Signal
+from tests.fields.test_radiance import some_rays
+from tests.reference import assert_same, autograd_hessian
+
+
+def scene(count=9):
+    rays = some_rays(count)
+    return Signal(rays, torch.rand(count, 3, dtype=torch.float64))
+
+
+def small(act, **options):
+    return make_radiance_field(
+        act, **{"width": 4, "depth": 2, "samples": 5, "octaves": 2} | options
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"samples": 1}, {"depth": 0}, {"depth": 1, "width": 7}])
+@pytest.mark.parametrize("act", ["gaussian", "relu_pe", "wavelet"])
+def test_the_hessian_is_that_of_torch(act, options):
+    field, signal = small(act, **options), scene()
+    found = dense_hessian(field, mse, signal)
+    assert_same(found, autograd_hessian(field, mse, signal))
+    assert torch.equal(found, found.T)
+
+
+@pytest.mark.parametrize("loss", [mse, nn.HuberLoss(delta=0.2), nn.MSELoss()])
+def test_other_losses_over_rays_have_the_closed_form_too(loss):
+    field, signal = small("gaussian"), scene()
+    assert_same(dense_hessian(field, loss, signal), autograd_hessian(field, loss, signal))
+    assert_same(dense_ggn(field, loss, signal), ggn_rows(field, loss, signal))
+
+
+def test_the_gauss_newton_matrix_is_that_of_the_colours():
+    field, signal = small("sine"), scene()
+    found = dense_ggn(field, mse, signal)
+    assert_same(found, ggn_rows(field, mse, signal))
+    jacobian = torch.autograd.functional.jacobian(
+        lambda *values: torch.func.functional_call(
+            field, dict(zip(dict(field.named_parameters()), values, strict=True)), (signal.coords,)
+        ),
+        tuple(value.detach() for value in field.parameters()),
+    )
+    rows = torch.cat([part.flatten(2) for part in jacobian], dim=2).flatten(0, 1)
+    assert_same(found, rows.T @ rows / signal.num_points)
+
+
+def test_chunks_of_rays_sum_to_the_same(monkeypatch):
+    field, signal = small("gaussian"), scene()
+    whole = dense_hessian(field, mse, signal)
+    monkeypatch.setattr(rendered, "PANEL_NUMBERS", 2 * 5 * 300)
+    assert_same(dense_hessian(field, mse, signal), whole)
+
+
+def test_products_are_those_of_the_dense_matrices():
+    field, signal = small("gaussian"), scene()
+    block = torch.randn(sum(v.numel() for v in field.parameters()), 3, dtype=torch.float64)
+    hessian, ggn = HessianOperator(field, mse, signal), GGNOperator(field, mse, signal)
+    assert_same(hessian @ block, dense_hessian(field, mse, signal) @ block)
+    assert_same(ggn @ block, dense_ggn(field, mse, signal) @ block)
+
+
+def test_a_head_and_frozen_parameters_take_products(monkeypatch):
+    monkeypatch.setattr("hessian_lab.probe.hessian.rendered_matrix", None)
+    signal = scene()
+    headed = small("gaussian", directions=True)
+    assert closed_network(headed) == (None, 1)
+    assert_same(dense_hessian(headed, mse, signal), autograd_hessian(headed, mse, signal))
+    frozen = small("gaussian")
+    frozen.field.maps[0].weight.requires_grad_(False)
+    assert_same(dense_hessian(frozen, mse, signal), hessian_rows(frozen, mse, signal))
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch):
+    field, signal = small("gaussian"), scene()
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 100_000)
+    with pytest.raises(ResourceError, match="must fit in memory"):
+        dense_hessian(field, mse, signal)
