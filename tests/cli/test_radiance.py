@@ -64,7 +64,8 @@ def test_people_are_told_what_was_held_out(ring):
     assert f"6 views held out: PSNR {mean['psnr']:.2f} dB, SSIM {mean['ssim']:.4f}" in again.out
 
 
-def test_its_spectrum_is_exact(ring, undrawn):
+@pytest.mark.usefixtures("undrawn")
+def test_its_spectrum_is_exact(ring):
     directory, _ = ring
     done = typed(directory, "eigs", "--run", "run", "--json")
     assert done.status == 0

@@ -530,7 +530,8 @@ def test_refuses_fewer_than_two_points_a_side(name, size):
         (
             "cameraman",
             "signal must be one of camera, astronaut, chelsea, coffee, retina, albert, mandelbrot, "
-            "sines, bwv1007, brahms, terrain, spot, nefertiti, got 'cameraman'. Did you mean "
+            "sines, bwv1007, brahms, terrain, spot, nefertiti, torus-nerf, spot-nerf, "
+            "nefertiti-nerf, got 'cameraman'. Did you mean "
             "camera?",
         ),
         ("astronuat", "got 'astronuat'. Did you mean astronaut?"),

@@ -93,6 +93,9 @@ def test_threads_do_not_define_a_trajectory_and_everything_else_does():
         "dtype": "float32",
         "device": "cuda",
         "points": 7,
+        "views": 7,
+        "samples": 7,
+        "directions": 1,
     }
     assert set(changed) | {"threads", "recipe"} == {entry.name for entry in fields(Setup)}
     digests = {digest(identity(replace(setup, **{name: new}), {})) for name, new in changed.items()}
