@@ -9,6 +9,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "CoordinateMLP": "hessian_lab.fields.mlp",
     "make_field": "hessian_lab.fields.mlp",
+    "RadianceField": "hessian_lab.fields.radiance",
+    "make_radiance_field": "hessian_lab.fields.radiance",
+    "load_scene": "hessian_lab.signals.radiance",
     "FieldStack": "hessian_lab.fields.stack",
     "make_stack": "hessian_lab.fields.stack",
     "stack_fields": "hessian_lab.fields.stack",
@@ -64,6 +67,7 @@ __all__ = [
     "HessianOperator",
     "HessianTerms",
     "MatrixOperator",
+    "RadianceField",
     "Run",
     "ScaledOperator",
     "Setup",
@@ -87,8 +91,10 @@ __all__ = [
     "jacobi",
     "layer_blocks",
     "load_run",
+    "load_scene",
     "load_signal",
     "make_field",
+    "make_radiance_field",
     "make_stack",
     "mse",
     "plot_density",
@@ -104,6 +110,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from hessian_lab.fields.mlp import CoordinateMLP, make_field
+    from hessian_lab.fields.radiance import RadianceField, make_radiance_field
     from hessian_lab.fields.stack import FieldStack, make_stack, stack_fields
     from hessian_lab.losses import bce, mse
     from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
@@ -127,6 +134,7 @@ if TYPE_CHECKING:
     from hessian_lab.probe.trace import trace
     from hessian_lab.signal import Signal
     from hessian_lab.signals import load_signal
+    from hessian_lab.signals.radiance import load_scene
     from hessian_lab.training.loop import train
     from hessian_lab.training.run import Run, load_run
     from hessian_lab.training.setup import Setup

@@ -38,11 +38,15 @@ def _signals() -> list[str]:
     texts["mandelbrot"] = "the Mandelbrot set, computed at any size"
     texts["sines"] = "sin 2πx + sin 6πx on [-1, 1], 256 points"
     texts["terrain"] = "the solid under a landscape: elevations from matplotlib's sample data"
+    texts["torus-nerf"] = "posed pictures of a chequered torus, rendered here"
+    for name in ("spot", "nefertiti"):
+        texts[f"{name}-nerf"] = f"posed pictures of {name}, rendered here from its mesh"
     texts["bwv1007"] = "Bach, BWV 1007, prelude, bars 1-2, 7.9 s, synthesised: no recording"
     for name, entry in entries().items():
         texts[name] = f"{entry.credit} (hessian-lab data get {name})"
-    return [f"{name:10s} {texts[name]}" for name in SIGNALS] + [
-        f"{'PATH':10s} any image, sound or mesh file: whatever has a '/', '.' or '~' in it"
+    return [f"{name:14s} {texts[name]}" for name in SIGNALS] + [
+        f"{'PATH':14s} an image, sound or mesh, or a folder of posed pictures: whatever has a '/', "
+        "'.' or '~' in it"
     ]
 
 

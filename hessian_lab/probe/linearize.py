@@ -11,12 +11,19 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessian_lab.fields.mlp import CoordinateMLP
+from hessian_lab.fields.radiance import RadianceField
 from hessian_lab.losses import Loss
 from hessian_lab.probe.data import Points
-from hessian_lab.probe.hessian import is_plain_field, output_derivatives
+from hessian_lab.probe.hessian import is_plain_field, prediction_derivatives
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, block_size, saved_bytes
 from hessian_lab.probe.linearized import LinearizedField, Matrix, stored_numbers
 from hessian_lab.probe.passes import Workspace
+from hessian_lab.probe.rendered import (
+    SAMPLE_NUMBERS,
+    RayCurvature,
+    at_samples,
+    has_rendered_form,
+)
 
 # Points of the two samples from which the memory per point of a graph is told.
 SAMPLES = (16, 32)
@@ -59,7 +66,7 @@ class Linearizer:
     ) -> None:
         self.loss = loss
         self.matrix = matrix
-        self.field = _field_of(model)
+        self.field, self.rendering = _field_of(model)
         weights = [layer.weight.detach() for layer in self.field.maps] if self.field else []
         self.workspace = Workspace(weights, full=matrix == "hessian")
         self.model = model
@@ -134,16 +141,23 @@ class Linearizer:
         if derivatives is None:
             return self._kept(inputs, targets, share)
         assert self.field is not None
+        slope, curvature = derivatives
+        bent: Tensor | RayCurvature = curvature
+        if self.rendering is not None:
+            with torch.no_grad():
+                places, found = at_samples(self.rendering, inputs, slope)
+            bent = RayCurvature(found, curvature, self.matrix == "hessian")
+            inputs, slope = places.flatten(0, 1), found.slope.flatten(0, 1)
         return self._restricted(
             LinearizedField(
-                self.field, inputs, *derivatives, matrix=self.matrix, workspace=self.workspace
+                self.field, inputs, slope, bent, matrix=self.matrix, workspace=self.workspace
             )
         )
 
     @torch.enable_grad()  # type: ignore[untyped-decorator]
     def closed(self, points: Points, num_points: int, find: ClosedForm) -> Tensor | None:
         """Return what a closed form says of the whole parameters and all points, or None."""
-        if self.field is None:
+        if self.field is None or self.rendering is not None:
             return None
         parts = []
         for batch in points:
@@ -161,7 +175,8 @@ class Linearizer:
         """Return ``share`` times ∂L/∂f and ∂²L/∂f², or None without a closed form."""
         if self.field is None or not _is_plain(inputs, targets):
             return None
-        derivatives = output_derivatives(self.field, self.value, inputs, targets)
+        whole = self.field if self.rendering is None else self.rendering
+        derivatives = prediction_derivatives(whole, self.value, inputs, targets)
         if derivatives is None:
             return None
         slope, curvature = derivatives
@@ -175,7 +190,10 @@ class Linearizer:
     def _bytes_per_point(self, points: Points) -> float:
         inputs, targets = self.placed(*points.in_chunks(None).first())
         if self.field is not None and _is_plain(inputs, targets):
-            return stored_numbers(self.field, 1, matrix=self.matrix) * self.leaves[0].itemsize
+            numbers = stored_numbers(self.field, 1, matrix=self.matrix)
+            if self.rendering is not None:
+                numbers = self.rendering.samples * (numbers + SAMPLE_NUMBERS)
+            return numbers * self.leaves[0].itemsize
         if not isinstance(inputs, Tensor):
             return self._graph_bytes(inputs, targets) / len(targets)
         sizes = [min(size, len(targets)) for size in SAMPLES]
@@ -253,11 +271,17 @@ class _Restricted:
         return torch.cat([products[:, place] for place in self.places], dim=1)
 
 
-def _field_of(model: nn.Module) -> CoordinateMLP | None:
-    """Return a copy of a coordinate network as it was built; frozen parameters are no matter."""
+def _field_of(model: nn.Module) -> tuple[CoordinateMLP | None, RadianceField | None]:
+    """Return a copy of a coordinate network as it was built, and of what renders it, or None.
+
+    Frozen parameters are no matter.
+    """
+    if has_rendered_form(model) and is_plain_field(model.field):  # type: ignore[arg-type]
+        rendering: RadianceField = copy.deepcopy(model).requires_grad_(True)  # type: ignore[assignment]
+        return rendering.field, rendering
     if not isinstance(model, CoordinateMLP) or not is_plain_field(model):
-        return None
-    return copy.deepcopy(model).requires_grad_(True)
+        return None, None
+    return copy.deepcopy(model).requires_grad_(True), None
 
 
 def _is_plain(inputs: Any, targets: Tensor) -> bool:

@@ -16,8 +16,8 @@ References:
 """
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ MATRICES = ("hessian", "ggn")
 TILE_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 25}
 
 
+class Coupling(Protocol):
+    """A curvature ∂²L/∂f² that couples consecutive points in groups of ``period``."""
+
+    @property
+    def period(self) -> int:
+        """Points of a group."""
+
+    def __getitem__(self, place: slice) -> Callable[[Tensor, Tensor], object]:
+        """Return what writes the products of some whole groups with ż [p, k, c]."""
+
+
 class LinearizedField:
     """The derivatives of a mean loss at one point of parameter space, ready for products.
 
@@ -44,7 +55,7 @@ class LinearizedField:
             changed afterwards.
         coords: Coordinates [p, d].
         slope: ∂L/∂f [p, c], the mean over points included.
-        curvature: ∂²L/∂f² [p, c, c] of each point, likewise.
+        curvature: ∂²L/∂f² [p, c, c] of each point, likewise; or one that couples points.
         matrix: Which matrix to multiply with.
         workspace: Buffers to share with other linearizations of the same weights; else its own.
     """
@@ -54,13 +65,13 @@ class LinearizedField:
         model: CoordinateMLP,
         coords: Tensor,
         slope: Tensor,
-        curvature: Tensor,
+        curvature: "Tensor | Coupling",
         *,
         matrix: Matrix = "hessian",
         workspace: Workspace | None = None,
     ) -> None:
         self.weights = [layer.weight.detach() for layer in model.maps]
-        self.curvature = _compact(curvature)
+        self.curvature = _compact(curvature) if isinstance(curvature, Tensor) else curvature
         self.full = matrix == "hessian"
         self._workspace = workspace or Workspace(self.weights, full=self.full)
         self._bound: dict[Block, list[Call]] = {}
@@ -125,6 +136,8 @@ class LinearizedField:
         widest = max(max(weight.shape) for weight in self.weights)
         most = max(64, numbers // (widest * num_vectors))
         num_points = len(self.inputs[0])
+        if not isinstance(self.curvature, Tensor):
+            return max(1, most // self.curvature.period) * self.curvature.period
         return math.ceil(num_points / math.ceil(num_points / most))
 
 

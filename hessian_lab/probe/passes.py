@@ -26,7 +26,8 @@ class Tile:
     slopes: list[Tensor]  # φ′(z) [p, 1, h], hidden maps only
     deltas: list[Tensor]  # ∂L/∂z [p, o]; empty for the Gauss–Newton matrix
     bends: list[Tensor | None]  # ∂L/∂a φ″(z) [p, 1, h], hidden maps only; None where it is 0
-    curvature: Tensor  # ∂²L/∂f² [p, c] or [p, c, c]
+    # ∂²L/∂f² [p, c] or [p, c, c], or what writes its products with ż [p, k, c] to another tensor.
+    curvature: Tensor | Callable[[Tensor, Tensor], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +195,9 @@ def _push_forward(tile: Tile, weights: list[Tensor], block: Block, space: Space)
 def _pull_back(tile: Tile, weights: list[Tensor], block: Block, space: Space) -> Iterator[Call]:
     """Yield what computes δ̇ of every map, from the last, and adds what it brings to the sums."""
     delta = space.curved
-    if tile.curvature.ndim == 2:
+    if not isinstance(tile.curvature, Tensor):
+        yield partial(tile.curvature, space.tangents[-1], delta)
+    elif tile.curvature.ndim == 2:
         yield partial(torch.mul, space.tangents[-1], tile.curvature.unsqueeze(1), out=delta)
     else:
         yield partial(torch.bmm, space.tangents[-1], tile.curvature, out=delta)

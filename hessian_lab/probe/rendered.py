@@ -10,7 +10,7 @@ rank 3; and, with ``aⱼ = ∇τⱼ`` and ``gᵢ`` the part of the ray's gradien
 by ``-Σ_{j<i} (aⱼ gᵢᵀ + gᵢ aⱼᵀ)``. All else belongs to single samples, as in any other field.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,49 @@ class Rendered:
     colour: Tensor
 
 
+@dataclass(frozen=True)
+class RayCurvature:
+    """∂²L/∂f² of a loss over rays by the outputs at their samples, known by its products.
+
+    Attributes:
+        found: Derivatives by the outputs.
+        curvature: ∂²L/∂C² [r, 3, 3].
+        full: Whether second derivatives of the rendering count; not in the Gauss–Newton matrix.
+    """
+
+    found: Rendered
+    curvature: Tensor
+    full: bool
+
+    @property
+    def period(self) -> int:
+        """Samples of a ray."""
+        return self.found.slope.shape[1]
+
+    def __getitem__(self, place: slice) -> Callable[[Tensor, Tensor], object]:
+        """Return what writes the products of the rays of some samples."""
+        rays = slice(place.start // self.period, -(-place.stop // self.period))
+        kept = Rendered(**{name: value[rays] for name, value in vars(self.found).items()})
+        return RayCurvature(kept, self.curvature[rays], self.full).write
+
+    def write(self, tangents: Tensor, out: Tensor) -> None:
+        """Write products with directions [r s, k, 4] to a tensor of their shape."""
+        num_rays, samples = self.found.thickness.shape
+        moved = tangents.view(num_rays, samples, -1, 4)
+        target = out.view_as(moved)
+        seen = torch.einsum("rsco,rsko->rkc", self.found.colour, moved) @ self.curvature
+        torch.sum(self.found.colour.unsqueeze(2) * seen[:, None, :, :, None], dim=3, out=target)
+        if not self.full:
+            return
+        target += moved @ self.found.own
+        nearer = self.found.thickness.unsqueeze(2) * moved[..., 0]
+        pulled = torch.einsum("rso,rsko->rsk", self.found.slope, moved)
+        behind = pulled.flip(1).cumsum(dim=1).flip(1) - pulled
+        before = nearer.cumsum(dim=1) - nearer
+        target[..., 0] -= self.found.thickness.unsqueeze(2) * behind
+        target -= self.found.slope.unsqueeze(2) * before.unsqueeze(3)
+
+
 def has_rendered_form(model: nn.Module) -> bool:
     """Tell whether a module is a ``RadianceField`` without a head as it was built."""
     return (
@@ -53,11 +96,15 @@ def has_rendered_form(model: nn.Module) -> bool:
     )
 
 
+# What derivatives keep of every sample: slope, own curvature, thickness, colour.
+SAMPLE_NUMBERS = 4 + 16 + 1 + 12
+
+
 def rendering_numbers(model: RadianceField, num_rays: int) -> int:
     """Return how many numbers ``rendered_matrix`` keeps at most beside matrix and network."""
     size = sum(value.numel() for value in model.parameters())
     panel = max(PANEL_NUMBERS, size * model.samples)
-    return size**2 + 4 * panel + 60 * num_rays * model.samples
+    return size**2 + 4 * panel + 2 * SAMPLE_NUMBERS * num_rays * model.samples
 
 
 def rendered_matrix(
@@ -76,9 +123,7 @@ def rendered_matrix(
         matrix: ``"hessian"`` or ``"ggn"``.
     """
     with torch.no_grad():
-        _, places = model.places(rays)
-        raw = model.field(places.flatten(0, 1)).view(*places.shape[:2], 4)
-        found = derivatives(raw, rays, slope)
+        places, found = at_samples(model, rays, slope)
         if matrix == "ggn":
             size = sum(value.numel() for value in model.parameters())
             total = rays.new_zeros(size, size)
@@ -97,6 +142,13 @@ def rendered_matrix(
             if matrix == "hessian":
                 _couple(total, model, chunk, rows, found)
         return total.add_(total.T.clone()).mul_(0.5)
+
+
+def at_samples(model: RadianceField, rays: Tensor, slope: Tensor) -> tuple[Tensor, Rendered]:
+    """Return the places [r, s, 3] of the samples of rays, and derivatives by the outputs there."""
+    _, places = model.places(rays)
+    raw = model.field(places.flatten(0, 1)).view(*places.shape[:2], 4)
+    return places, derivatives(raw, rays, slope)
 
 
 def derivatives(raw: Tensor, rays: Tensor, slope: Tensor) -> Rendered:

@@ -5,7 +5,7 @@ from torch import nn
 from hessian_lab.errors import ResourceError
 from hessian_lab.fields.radiance import make_radiance_field
 from hessian_lab.losses import mse
-from hessian_lab.probe import memory, rendered
+from hessian_lab.probe import linearized, memory, rendered
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.hessian import closed_network, dense_ggn, dense_hessian
 from hessian_lab.probe.kept_graph import ggn_rows, hessian_rows
@@ -62,12 +62,23 @@ def test_chunks_of_rays_sum_to_the_same(monkeypatch):
     assert_same(dense_hessian(field, mse, signal), whole)
 
 
-def test_products_are_those_of_the_dense_matrices():
-    field, signal = small("gaussian"), scene()
-    block = torch.randn(sum(v.numel() for v in field.parameters()), 3, dtype=torch.float64)
-    hessian, ggn = HessianOperator(field, mse, signal), GGNOperator(field, mse, signal)
-    assert_same(hessian @ block, dense_hessian(field, mse, signal) @ block)
-    assert_same(ggn @ block, dense_ggn(field, mse, signal) @ block)
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 4}, {"parameters": "field.layers.1.*"}])
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("act", ["gaussian", "relu_pe"])
+def test_products_are_those_of_double_backward(act, count, options, monkeypatch):
+    monkeypatch.setattr("hessian_lab.probe.linearize.Linearizer._kept", None)
+    # Tiles of a few rays.
+    monkeypatch.setitem(linearized.TILE_NUMBERS, "cpu", 64 * 4)
+    field, signal = small(act), scene(30)
+    for kind, rows in ((HessianOperator, hessian_rows), (GGNOperator, ggn_rows)):
+        operator, matrix = kind(field, mse, signal, **options), rows(field, mse, signal)
+        if "parameters" in options:
+            start = sum(v.numel() for v in field.field.layers[0].parameters())
+            matrix = matrix[start : start + operator.size, start : start + operator.size]
+        block = torch.randn(operator.size, count, dtype=torch.float64)
+        assert_same(operator @ block, matrix @ block)
+        assert operator.known_diagonal() is None
+        assert operator.known_row_norms() is None
 
 
 def test_a_head_and_frozen_parameters_take_products(monkeypatch):
