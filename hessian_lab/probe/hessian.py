@@ -140,9 +140,8 @@ def hessian_terms(
 
 def _rendered(model: nn.Module, loss: Loss, signal: Signal, *, matrix: Matrix) -> Tensor | None:
     """Return the matrix of a radiance field in closed form, or None without one."""
-    if closed_network(model)[0] is None:
+    if not isinstance(model, RadianceField) or closed_network(model)[0] is None:
         return None
-    assert isinstance(model, RadianceField)
     derivatives = prediction_derivatives(model, loss, signal.coords, signal.values)
     if derivatives is None:
         return None

@@ -97,3 +97,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _device: 100_000)
     with pytest.raises(ResourceError, match="must fit in memory"):
         dense_hessian(field, mse, signal)
+
+
+def test_a_loss_that_couples_rays_takes_products_and_is_right():
+    def coupled(predictions, values):
+        return (predictions - values).square().mean().sqrt()
+
+    field, signal = small("gaussian"), scene()
+    assert_same(dense_hessian(field, coupled, signal), autograd_hessian(field, coupled, signal))
+    assert_same(dense_ggn(field, coupled, signal), ggn_rows(field, coupled, signal))
