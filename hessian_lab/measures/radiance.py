@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hessian_lab.errors import InputError
 from hessian_lab.fields.radiance import RadianceField
+from hessian_lab.fields.volume import Volume
 from hessian_lab.signals import kind_of
 from hessian_lab.signals.cameras import Cameras, looking_at
 from hessian_lab.signals.radiance import load_scene
@@ -116,7 +117,7 @@ def write_turn(run: Run, scene: Scene, *, num_frames: int = NUM_FRAMES) -> Path:
 
 
 @torch.no_grad()
-def rendered(model: RadianceField, rays: Tensor) -> tuple[Tensor, Tensor]:
+def rendered(model: Volume, rays: Tensor) -> tuple[Tensor, Tensor]:
     """Return colours [r, 3] in [0, 1] and mean depths [r] of rays [r, 10], on the CPU.
 
     The depth is NaN where more light passes than is absorbed.

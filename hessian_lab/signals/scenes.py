@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hessian_lab.errors import InputError
-from hessian_lab.fields.radiance import RAY
+from hessian_lab.fields.volume import RAY
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals.cameras import Cameras

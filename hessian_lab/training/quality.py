@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hessian_lab.fields.mlp import CoordinateMLP
-from hessian_lab.fields.radiance import RadianceField
+from hessian_lab.fields.volume import Volume
 from hessian_lab.losses import LOSSES, Loss, bce
 from hessian_lab.signal import Signal
 
@@ -150,8 +150,8 @@ def _parts(
     model: nn.Module, loss: Loss, signal: Signal, chunk_size: int
 ) -> Iterator[tuple[float, Tensor, Tensor]]:
     """Yield shares of the points, with their coordinates and values."""
-    pointwise = isinstance(model, CoordinateMLP | RadianceField) and loss in LOSSES.values()
-    if isinstance(model, RadianceField):
+    pointwise = isinstance(model, CoordinateMLP | Volume) and loss in LOSSES.values()
+    if isinstance(model, Volume):
         chunk_size = max(1, chunk_size // model.samples)
     if not pointwise or signal.num_points < 2 * chunk_size:
         yield 1.0, signal.coords, signal.values

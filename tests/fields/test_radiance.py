@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from hessian_lab.fields.radiance import RAY, RadianceField, absorbed, make_radiance_field
+from hessian_lab.fields.radiance import RadianceField, make_radiance_field
+from hessian_lab.fields.volume import RAY, absorbed
 from tests.reference import assert_same
 
 
