@@ -39,10 +39,12 @@ def _signals() -> list[str]:
     texts["sines"] = "sin 2πx + sin 6πx on [-1, 1], 256 points"
     texts["terrain"] = "the solid under a landscape: elevations from matplotlib's sample data"
     texts["bwv1007"] = "Bach, BWV 1007, prelude, bars 1-2, 7.9 s, synthesised: no recording"
+    texts["kenburns"] = "a camera moved over chelsea, 4 s, 16:9: no film"
     for name, entry in entries().items():
         texts[name] = f"{entry.credit} (hessian-lab data get {name})"
-    return [f"{name:10s} {texts[name]}" for name in SIGNALS] + [
-        f"{'PATH':10s} any image, sound or mesh file: whatever has a '/', '.' or '~' in it"
+    return [f"{name:12s} {texts[name]}" for name in SIGNALS] + [
+        f"{'PATH':12s} any image, sound, mesh or video file, or a folder of frames: whatever has "
+        "a '/', '.' or '~' in it"
     ]
 
 

@@ -34,6 +34,8 @@ SIGNALS = {
     "terrain": Named("shape", "hessian_lab.signals.shapes:load_shape"),
     "spot": Named("shape", "hessian_lab.signals.shapes:load_shape"),
     "nefertiti": Named("shape", "hessian_lab.signals.shapes:load_shape"),
+    "kenburns": Named("video", "hessian_lab.signals.kenburns:load_kenburns"),
+    "bigbuckbunny": Named("video", "hessian_lab.signals.video:load_registered"),
 }
 
 
@@ -61,19 +63,23 @@ def load_signal(
     Sounds are averaged over their channels and resampled with anti-aliasing; time goes from -1 to
     1, ends included, and full scale from -1 to 1. Of a solid, points are drawn in the box [-1, 1]³,
     two thirds of them near its surface; values are 1 inside and 0 outside, to be fitted by logits.
+    Videos are sampled in time and resized whole; coordinates are (t, y, x) in [-1, 1], values RGB.
 
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
             (a photograph of 14 megapixels), mandelbrot (an image of any size), sines (sin 2πx +
             sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), terrain (the solid
-            under a landscape), spot, nefertiti (meshes), or the path of an image, a sound or a
-            mesh: whatever has a '/', '.' or '~' in it. albert, brahms, spot and nefertiti need
-            ``hessian-lab data get`` once.
-        size: Pixels per side, or points of ``sines``; by default the image's own size, or 256.
+            under a landscape), spot, nefertiti (meshes), kenburns (a camera moved over a
+            photograph), bigbuckbunny (a film), or the path of an image, a sound, a mesh, a video
+            or a folder of its frames: whatever has a '/', '.' or '~' in it. albert, brahms, spot,
+            nefertiti and bigbuckbunny need ``hessian-lab data get`` once.
+        size: Pixels per side, points of ``sines`` or rows of a video; by default the own size of
+            image or video, or 256.
         dtype: Of coordinates and values; float64 by default.
         device: Where they live.
-        options: Of a sound: ``start`` and ``seconds`` of the clip, by default all of it, and its
-            ``rate`` in samples per second, by default its own. Of a solid: how many ``points``.
+        options: Of a sound or video: ``start`` and ``seconds`` of the clip, by default all of it,
+            and its ``rate`` in samples or frames per second, by default its own. Of a solid: how
+            many ``points``.
 
     Raises:
         ValueError: For an unknown name, with the nearest one, an option that signals of its kind

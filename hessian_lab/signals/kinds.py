@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ KINDS = {
         {"points": 30_000},
         "hessian_lab.signals.shapes:load_shape",
         (".obj", ".ply", ".stl", ".off"),
+    ),
+    "video": Kind(
+        {"start": 0.0, "seconds": 1.0, "rate": 16, "size": 90},
+        "hessian_lab.signals.video:load_file",
+        (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng"),
     ),
 }
 # Whatever a signal may be asked for: fields of ``Setup``, of which a kind has some.
@@ -70,11 +75,21 @@ def check_options(given: Mapping[str, float | int | None]) -> None:
 
 
 def is_path(name: str) -> bool:
-    """Tell whether ``--signal NAME`` names a file: it has a '/', a '.' or a '~' in it."""
+    """Tell whether ``--signal NAME`` names a file or folder: it has a '/', a '.' or a '~' in it."""
     return any(mark in name for mark in "/.~")
 
 
 def kind_of_path(path: str) -> str:
-    """Return the kind of a file, by the ending of its name."""
+    """Return the kind of a file by the ending of its name, or of a directory by what it holds."""
     ending = PurePath(path).suffix.lower()
-    return next((name for name, kind in KINDS.items() if ending in kind.endings), "image")
+    found = next((name for name, kind in KINDS.items() if ending in kind.endings), None)
+    return found or _kind_of_directory(path) or "image"
+
+
+def _kind_of_directory(path: str) -> str | None:
+    """Return the kind of a directory that is there; None where there is none."""
+    try:
+        there = Path(path).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return "video" if there else None

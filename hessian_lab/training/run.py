@@ -60,6 +60,7 @@ RESULTS = (
     ),
     *("derivatives.npz", "figures/derivatives.png", "figures/derivatives.pdf"),
     *("fitted.wav", "error.wav"),
+    *("fitted.gif", "video.csv", "figures/video.png", "figures/video.pdf"),
     "report.html",
 )
 REQUIRED = (
