@@ -66,7 +66,8 @@ def _draw_frames(
         panel.spines[:].set_visible(False)
     for row, label in enumerate(("original", "fitted", "|error|")):
         axes[row][0].set_ylabel(label)
-    figure.colorbar(image, ax=list(axes[2]), shrink=0.9, aspect=10, pad=0.01)
+    # Beside all rows, so that the columns stay one below the other.
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.3, anchor=(0, 0), aspect=10, pad=0.01)
 
 
 def _draw_curve(figure: Any, table: pd.DataFrame, chosen: Array) -> None:

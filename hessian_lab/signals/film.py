@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 FORMATS = {".mp4": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 # A frame that begins so many seconds after a time is shown at it: times are rounded in files.
 ROUNDING = 1e-4
-# Seconds by which a container that tells no stream's length may overstate it.
-SLACK = 1.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -64,8 +62,9 @@ def _clip(container: Any, path: Path, cut: Cut) -> tuple[Array, float]:
     found = cut.room(len(times), context.height, context.width, path)
     context.options = {"max_pixels": str(MOST_PIXELS)}
     shown = _shown(_decoded(container, stream, path, times[0]), times, path)
+    former = None
     for place, frame in enumerate(shown):
-        if place and frame is former:
+        if frame is former:
             found[place] = found[place - 1]
         else:
             pixels = frame.to_ndarray(format="rgb24")

@@ -138,7 +138,7 @@ def read_folder(folder: Path, cut: Cut) -> tuple[Array, float, str]:
         pixels = scaled(decode(data, path), path)
         if found is None:
             size = there
-            found = cut.room(len(chosen), *pixels.shape[:2], folder)
+            found = cut.room(len(chosen), pixels.shape[0], pixels.shape[1], folder)
         if there != size:
             raise InputError(
                 f"signal must have frames of one size, {chosen[0]} has {size[0]}×{size[1]}, "

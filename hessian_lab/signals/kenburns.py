@@ -51,7 +51,7 @@ def kenburns_clip(name: str, cut: Cut) -> Clip:
     photograph, attribution, digest = _photograph()
     for place, time in enumerate(times):
         found[place] = _frame(photograph, *view(time), *found.shape[1:3])
-    moved = f"{name}: {attribution}; a camera moved over it by hessian-lab, no film"
+    moved = f"{attribution}; a camera moved over it by hessian-lab: no film"
     return Clip(found, cut.rate or RATE, Source(name, moved, digest))
 
 

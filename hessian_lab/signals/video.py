@@ -136,9 +136,9 @@ def load_file(
     """Return a video file, or a folder of frames, as a signal: (t, y, x) in [-1, 1], RGB in [0, 1].
 
     Frames are not interpolated: at every time that of the video is taken which is shown then. Grey
-    ones become RGB, transparent ones lie over white. GIF and animated PNG are read by Pillow, as are
-    the PNG and JPEG files of a folder, in the order of the numbers in their names; other videos need
-    PyAV, the extra ``video``.
+    ones become RGB, transparent ones lie over white. Pillow reads GIF and animated PNG, and the PNG
+    and JPEG files of a folder, in the order of the numbers in their names; other videos need PyAV,
+    the extra ``video``.
 
     Args:
         path: The file or folder.
