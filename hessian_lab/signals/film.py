@@ -52,9 +52,13 @@ def read_film(path: Path, cut: Cut) -> tuple[Array, float]:
 
 
 def _clip(container: Any, path: Path, cut: Cut) -> tuple[Array, float]:
-    if not container.streams.video:
-        raise InputError(f"signal must be a video, {path} has no video stream.")
-    stream = container.streams.video[0]
+    # Of a codec that FFmpeg does not know there is no context, of a cut-off file no width.
+    streams = [
+        one for one in container.streams.video if one.codec_context and one.codec_context.width
+    ]
+    if not streams:
+        raise InputError(f"signal must be a video, {path} has no video stream that can be read.")
+    stream = streams[0]
     rate = float(stream.average_rate or stream.guessed_rate or 0)
     check_rate(rate, path)
     times = cut.times(_length(container, stream, path), rate, path)

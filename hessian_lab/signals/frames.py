@@ -3,6 +3,8 @@
 import hashlib
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signals.images import decode, read_bytes, scaled
 from hessian_lab.signals.video import CPU, CURE, MOST_PIXELS, Cut, fitted_frame, natural_order, told
 
-# Those of an animation must be decoded one after the other, up to the end of the clip.
-MOST_FRAMES = 100_000
+# Those of an animation must be decoded one after the other, up to the end of the clip: so many
+# frames at most, and so many pixels in all.
+MOST_FRAMES, MOST_DECODED = 100_000, 1 << 33
 # Of files in a folder.
 ENDINGS = (".png", ".jpg", ".jpeg")
 # Frames of a folder per second where nothing says how many.
@@ -38,12 +41,36 @@ def read_animation(path: Path, cut: Cut) -> tuple[Array, float]:
         InputError: If the file is no picture with several frames, damaged or truncated.
         ResourceError: If the clip does not fit in memory.
     """
+    with _opened(path) as image:
+        columns, rows = image.size
+        cut.shape(rows, columns, path)
+        require_bytes(32 * rows * columns, f"A frame of {path}", device=CPU, cure="Shrink it.")
+        end = np.inf if cut.seconds is None else cut.begin + cut.seconds
+        begun, length = _begins(image, path, end)
+    own = len(begun) / length
+    times = cut.times(length, own, path)
+    # Half a thousandth: times of frames are whole ones.
+    places = np.searchsorted(begun, times + 5e-4, side="right") - 1
+    found = cut.room(len(times), rows, columns, path)
+    with _opened(path) as image:
+        for place in range(places[-1] + 1):
+            image.seek(place)
+            image.load()
+            if place in places:
+                pixels = np.asarray(image.convert("RGBA"))
+                found[places == place] = fitted_frame(pixels, found.shape[1], found.shape[2])
+    return found, cut.rate or own
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; what Pillow says of a damaged one becomes a sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path) as image:
-                return _clip(image, path, cut)
-    except (InputError, MemoryError):
+                yield image
+    except InputError:
         raise
     except Image.DecompressionBombError:
         raise InputError(
@@ -56,33 +83,16 @@ def read_animation(path: Path, cut: Cut) -> tuple[Array, float]:
         ) from error
 
 
-def _clip(image: Image.Image, path: Path, cut: Cut) -> tuple[Array, float]:
-    columns, rows = image.size
-    cut.shape(rows, columns, path)
-    require_bytes(32 * rows * columns, f"A frame of {path}", device=CPU, cure="Shrink the file.")
-    end = np.inf if cut.seconds is None else cut.begin + cut.seconds
-    begun, length = _begins(image, path, end)
-    own = len(begun) / length
-    times = cut.times(length, own, path)
-    # Half a thousandth: times of frames are whole ones.
-    places = np.searchsorted(begun, times + 5e-4, side="right") - 1
-    found = cut.room(len(times), rows, columns, path)
-    for place in np.unique(places):
-        image.seek(int(place))
-        pixels = np.asarray(image.convert("RGBA"))
-        found[places == place] = fitted_frame(pixels, *found.shape[1:3])
-    return found, cut.rate or own
-
-
 def _begins(image: Image.Image, path: Path, end: float) -> tuple[Array, float]:
     """Return the seconds at which frames begin, up to ``end``, and when the last of them ends."""
     begun: list[float] = []
     second = 0.0
+    most = min(MOST_FRAMES, max(2, MOST_DECODED // (image.width * image.height)))
     while second < end:
-        if len(begun) == MOST_FRAMES:
+        if len(begun) == most:
             raise InputError(
-                f"signal must have at most {MOST_FRAMES} frames before the end of the clip, {path} "
-                "has more."
+                f"signal must have at most {most} frames before the end of the clip, {path} has "
+                "more. Take an earlier and shorter clip (--start, --seconds)."
             )
         try:
             image.seek(len(begun))
@@ -211,9 +221,9 @@ def _require_steady(folder: Path, names: list[str]) -> None:
     step = min(steps)
     if step == max(steps):
         return
-    gap = next(place for place, each in enumerate(steps) if each != step)
     if step == 0:
-        raise InputError(f"signal must have every frame once, {folder} has {numbers[gap]} twice.")
+        double = numbers[int(np.argmin(steps))]
+        raise InputError(f"signal must have every frame once, {folder} has {double} twice.")
     gap = next(place for place, each in enumerate(steps) if each > step)
     raise InputError(
         f"signal must have all of its frames, {folder} lacks number {numbers[gap] + step}, after "

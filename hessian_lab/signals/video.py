@@ -247,7 +247,7 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 def told(error: Exception) -> str:
     """Return what a library says of a file, in a line."""
-    lines = str(error).strip().splitlines()
+    lines = str(getattr(error, "strerror", None) or error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
