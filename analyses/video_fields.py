@@ -27,7 +27,7 @@ from hessian_lab.training.setup import Setup
 
 METHODS = {
     "lbfgs": Method("lbfgs", (1.0,)),
-    "adam": Method("adam", (1e-3, 3e-3, 1e-2)),
+    "adam": Method("adam", (1e-3, 3e-3, 1e-2, 3e-2)),
     "adam 1e-4": Method("adam", (1e-4,)),
 }
 # Of the boxes, all trained together; None for L-BFGS.
@@ -37,6 +37,7 @@ RATES: dict[str, float | None] = {
     "adam 1e-3": 1e-3,
     "adam 3e-3": 3e-3,
     "adam 1e-2": 1e-2,
+    "adam 3e-2": 3e-2,
 }
 CHECKPOINTS = 25
 # P1s Fig. 7: dB after 500 iterations, L-BFGS minus Adam, and Adam's time over L-BFGS's.
@@ -75,7 +76,7 @@ class Config:
     steps: int = 200
     adam_factor: float = 1.5
     tune_seed: int = 0
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[int, ...] = (1, 2, 3)
     kilo_size: int = 96
     kilo_shape: tuple[int, int] = (3, 64)
     box: tuple[int, int] = (8, 12)
@@ -88,6 +89,7 @@ FULL = Config()
 QUICK = replace(
     FULL,
     videos=("kenburns",),
+    seeds=(1, 2),
     rate=4,
     size=6,
     shape=(1, 6),
