@@ -55,7 +55,7 @@ def measure_video(run: Run) -> FittedClip:
     signal, model = run.signal(), run.model(run.steps[-1])
     assert signal.shape is not None
     require_bytes(
-        24 * signal.num_points * signal.values.element_size() // 4,
+        signal.num_points * (9 * signal.values.element_size() + 40),
         f"The fitted clip of {signal.num_points} pixels",
         device=torch.device("cpu"),
         cure="Free some memory; the training is done.",

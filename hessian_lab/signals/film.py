@@ -120,7 +120,9 @@ def _shown(
             return
         lasted = max(lasted, second - begun) if former is not None else 0.0
         former, begun = frame, second
-    # The last frame is shown as long as the longest before it.
+    # The last frame is shown as long as it says, or as the longest before it, roughly.
+    if former is not None and former.duration and former.time_base:
+        lasted = max(lasted, float(former.duration * former.time_base) / 2)
     while waiting:
         if former is None or waiting[-1] > begun + 2 * lasted + ROUNDING:
             raise InputError(

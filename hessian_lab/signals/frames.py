@@ -21,6 +21,8 @@ from hessian_lab.signals.video import CPU, CURE, MOST_PIXELS, Cut, fitted_frame,
 MOST_FRAMES, MOST_DECODED = 100_000, 1 << 33
 # Of files in a folder.
 ENDINGS = (".png", ".jpg", ".jpeg")
+# No other format is tried, whatever a file claims to be: some are programs.
+ANIMATED, STILL = ("GIF", "PNG"), ("PNG", "JPEG")
 # Frames of a folder per second where nothing says how many.
 FOLDER_RATE = 25.0
 # What lasts no time is shown for a tenth of a second, as browsers do it.
@@ -68,7 +70,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=ANIMATED) as image:
                 yield image
     except InputError:
         raise
@@ -141,26 +143,27 @@ def read_folder(folder: Path, cut: Cut) -> tuple[Array, float, str]:
         )
     digest = hashlib.sha256()
     found: Array | None = None
-    size = (0, 0)
+    size: tuple[int, ...] = ()
     for place, path in enumerate(chosen):
-        data, there = _checked(path)
+        data = _checked(path)
         digest.update(data)
         pixels = scaled(decode(data, path), path)
+        there = pixels.shape[:2]
         if found is None:
             size = there
-            found = cut.room(len(chosen), pixels.shape[0], pixels.shape[1], folder)
+            found = cut.room(len(chosen), there[0], there[1], folder)
         if there != size:
             raise InputError(
                 f"signal must have frames of one size, {chosen[0]} has {size[0]}×{size[1]}, "
                 f"{path} has {there[0]}×{there[1]}."
             )
-        found[place] = fitted_frame(pixels, *found.shape[1:3])
+        found[place] = fitted_frame(pixels, found.shape[1], found.shape[2])
     assert found is not None
     return found, rate, digest.hexdigest()
 
 
-def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
-    """Return the bytes of a picture, and its rows and columns, before anything is decoded."""
+def _checked(path: Path) -> bytes:
+    """Return the bytes of a picture that is small enough to be decoded."""
     try:
         stored = path.stat().st_size
     except OSError as error:
@@ -170,7 +173,7 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=STILL) as image:
                 columns, rows = image.size
     except Image.DecompressionBombError:
         columns = rows = MOST_PIXELS
@@ -181,7 +184,7 @@ def _checked(path: Path) -> tuple[bytes, tuple[int, int]]:
             f"signal must have at most {MOST_PIXELS} pixels per frame, {path} has more."
         )
     require_bytes(100 * rows * columns, f"The frame {path}", device=CPU, cure="Shrink the frames.")
-    return data, (rows, columns)
+    return data
 
 
 def _paths(folder: Path) -> list[Path]:

@@ -264,11 +264,14 @@ class _Training:
         pairs = min(self.setup.steps, int(self.setup.options.get("history_size", 100)))
         kept = 2 * pairs if self.setup.optimizer == "lbfgs" else 2
         points = self.image.num_points
+        pixels = math.prod(self.image.shape[:-1])
+        drawn = 2 * math.prod(self.image.shape) if pixels <= MOST_PIXELS else 0
         layers = 3 * (self.setup.depth + 1) * max(self.setup.width, 2 * (self.setup.octaves or 1))
         require_bytes(
             # Pairs are copied once where some of the fields have finished.
             item * count * ((2 * kept + 8) * self.size + 6 * points * self.image.shape[-1])
-            + item * layers * max(points, CHUNK_NUMBERS // max(1, self.setup.width)),
+            + item * layers * max(points, CHUNK_NUMBERS // max(1, self.setup.width))
+            + drawn,
             f"A block of {count} fields of {self.size} parameters",
             device=torch.device(self.setup.device),
             cure="Take a smaller --block.",

@@ -212,6 +212,8 @@ def spoiled(folder, how):
         path.write_bytes(path.read_bytes()[:-40])
     elif how == "text":
         (folder / "f3.png").write_text("no picture")
+    elif how == "program":
+        (folder / "f3.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n")
     elif how == "empty":
         (folder / "f3.png").write_bytes(b"")
     elif how == "link":
@@ -237,6 +239,7 @@ def spoiled(folder, how):
         ("twice", "every frame once, .*clip has 2 twice"),
         ("truncated", r"f3\.png cannot be read as one"),
         ("text", r"readable frames, .*f3\.png is no picture"),
+        ("program", r"readable frames, .*f3\.png is no picture"),
         ("empty", r"f3\.png is empty"),
         ("link", r"its frames in its folder, .*f3\.png leads out of it"),
         ("broken link", r"readable frames, .*f5\.png: No such file"),
