@@ -6,7 +6,7 @@ papers' hundreds of fields at 10,000 points, and KiloNeRF, want a GPU.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,28 +79,52 @@ def measure(config: Config, cell: Row) -> list[Row]:
     image = load_tiles(cell["image"], cell["tile"], cell["size"])
     chosen = np.linspace(0, image.num_tiles - 1, config.num_tiles).astype(int)
     values = torch.cat([image.values(index, index + 1) for index in chosen]).float()
+    shape = (cell["depth"], cell["width"])
+    return stack_rows(image.coords(), values, shape, config.steps, config.adam_factor)
+
+
+def stack_rows(
+    coords: Tensor,
+    values: Tensor,
+    shape: tuple[int, int],
+    steps: int,
+    adam_factor: int,
+    methods: dict[str, float | None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
+    """Train a stack of sine fields by every method; a row for each, with the curves of all fields.
+
+    Args:
+        coords: Coordinates [p, d] of all fields.
+        values: Values [K, p, c], in single precision.
+        shape: Layers and units.
+        steps: Of L-BFGS; Adam takes ``adam_factor`` times as many.
+        adam_factor: See ``steps``.
+        methods: Their rates, None for L-BFGS; by default ``METHODS``.
+        clock: Of the seconds.
+    """
     content = values.std(dim=1).mean(dim=1)
     rows = []
-    for method, rate in METHODS.items():
+    for method, rate in (methods or METHODS).items():
         stack = make_stack(
             "sine",
-            len(chosen),
-            2,
+            len(values),
+            coords.shape[1],
             values.shape[2],
-            width=cell["width"],
-            depth=cell["depth"],
+            width=shape[1],
+            depth=shape[0],
             dtype=torch.float32,
         )
-        objective = StackedObjective(stack, image.coords().float(), values)
-        steps = config.steps * (1 if rate is None else config.adam_factor)
-        start = time.perf_counter()
-        losses = torch.stack(list(_walk(objective, stack.parameters, rate, steps)))
-        seconds = time.perf_counter() - start
+        objective = StackedObjective(stack, coords.float(), values)
+        taken = steps * (1 if rate is None else adam_factor)
+        start = clock()
+        losses = torch.stack(list(_walk(objective, stack.parameters, rate, taken)))
+        seconds = clock() - start
         decibels = -10 * torch.log10(2 * losses[::EVERY] / values.shape[2])
         rows.append(
             {
                 "method": method,
-                "steps": steps,
+                "steps": taken,
                 "wall": round(seconds, 3),
                 "content": [round(float(each), 4) for each in content],
                 "psnr": [[round(float(each), 2) for each in tile] for tile in decibels.T],
@@ -136,12 +160,13 @@ def verdicts(rows: pd.DataFrame) -> list[Verdict]:
     return [_speed(large, "C105"), _speed(large, "C106"), _cost(small), _alike(large)]
 
 
-def _groups(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+def groups(rows: pd.DataFrame) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+    """Yield images with their rows by method."""
     for image, group in rows.groupby("image", sort=False):
         yield str(image), {row["method"]: row for row in group.to_dict("records")}
 
 
-def _ratios(slow: dict[str, Any], fast: dict[str, Any]) -> list[float]:
+def ratios(slow: dict[str, Any], fast: dict[str, Any]) -> list[float]:
     """Return by tile the seconds of one method over those of another to the lower of their ends."""
     found = []
     for pair in zip(_curves(slow), _curves(fast), strict=True):
@@ -161,7 +186,7 @@ def _curves(row: dict[str, Any]) -> np.ndarray[Any, np.dtype[Any]]:
     return np.where(np.isnan(curves), -np.inf, curves)
 
 
-def _tuned(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def best_adam(methods: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Return Adam at the rate with the best median at the end."""
     adams = [row for name, row in methods.items() if name.startswith("adam")]
     return max(adams, key=lambda row: float(np.median(_curves(row)[:, -1])))
@@ -177,11 +202,11 @@ def _settings(rows: pd.DataFrame) -> str:
 
 def _speed(rows: pd.DataFrame, claim: str) -> Verdict:
     tuned, slow, parts = [], [], []
-    for image, methods in _groups(rows):
-        best = _tuned(methods)
-        found = _ratios(best, methods["lbfgs"])
+    for image, methods in groups(rows):
+        best = best_adam(methods)
+        found = ratios(best, methods["lbfgs"])
         tuned += found
-        slow += _ratios(methods["adam 1e-4"], methods["lbfgs"])
+        slow += ratios(methods["adam 1e-4"], methods["lbfgs"])
         parts.append(f"{image} {spread(found)} ({best['method']})")
     center, low, high = bootstrap_median(tuned)
     middle = float(np.median(slow))
@@ -200,7 +225,7 @@ def _speed(rows: pd.DataFrame, claim: str) -> Verdict:
 
 def _cost(rows: pd.DataFrame) -> Verdict:
     found = []
-    for _, methods in _groups(rows):
+    for _, methods in groups(rows):
         adams = [row for name, row in methods.items() if name.startswith("adam")]
         cost = float(np.median([row["wall"] / row["steps"] for row in adams]))
         found.append(methods["lbfgs"]["wall"] / methods["lbfgs"]["steps"] / cost)
@@ -213,7 +238,7 @@ def _cost(rows: pd.DataFrame) -> Verdict:
 
 def _alike(rows: pd.DataFrame) -> Verdict:
     tails, correlations = [], []
-    for _, methods in _groups(rows):
+    for _, methods in groups(rows):
         row = methods["lbfgs"]
         curves = _curves(row)
         # Each tile by its own measure: what it gains, not how hard it is.

@@ -31,6 +31,7 @@ STUDIES = (
     "field_frequencies",
     "optimizer_cost",
     "kilo_fields",
+    "video_fields",
 )
 MARKS = {
     "holds": "✔ holds",

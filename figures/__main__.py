@@ -24,6 +24,7 @@ NAMES = (
     "convergence_rates",
     "field_frequencies",
     "kilo_fields",
+    "video_fields",
 )
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"

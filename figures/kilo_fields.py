@@ -31,7 +31,7 @@ def draw(record: dict[str, Any]) -> Figure:
             methods = {
                 row["method"]: row for row in rows[rows["image"] == image].to_dict("records")
             }
-            _curves(above, methods)
+            draw_stack(above, methods)
             _content(below, methods["lbfgs"])
             above.set_title(image)
         panels[0][0].set_ylabel("PSNR (dB)")
@@ -42,7 +42,8 @@ def draw(record: dict[str, Any]) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, methods: dict[str, dict[str, Any]]) -> None:
+def draw_stack(axes: Axes, methods: dict[str, dict[str, Any]]) -> None:
+    """Draw PSNR against seconds of the stack, median and quartiles over its fields."""
     adams = [name for name in methods if name.startswith("adam")]
     best = max(adams, key=lambda name: np.median([tile[-1] for tile in methods[name]["psnr"]]))
     for name, color, label in (

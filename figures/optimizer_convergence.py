@@ -44,7 +44,7 @@ def draw_curves(
     for panel, act in zip(panels, acts, strict=True):
         for method, color in looks.items():
             chosen = rows[(rows["act"] == act) & (rows["method"] == method)]
-            _curve(panel, chosen, name, color, method)
+            draw_curve(panel, chosen, name, color, method)
         panel.set_title(TITLES[act])
         panel.set_xlabel("seconds" if name == "wall" else "step")
     panels[0].set_ylabel("PSNR (dB)")
@@ -60,7 +60,8 @@ def draw_curves(
     return panels
 
 
-def _curve(axes: Axes, rows: pd.DataFrame, name: str, color: str, label: str) -> None:
+def draw_curve(axes: Axes, rows: pd.DataFrame, name: str, color: str, label: str) -> None:
+    """Draw PSNR against ``wall`` or ``step``, median and range over rows."""
     curves = [row for row in rows.to_dict("records") if row["psnr"]]
     if not curves:
         return

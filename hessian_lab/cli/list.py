@@ -42,11 +42,12 @@ def _signals() -> list[str]:
     for name in ("spot", "nefertiti"):
         texts[f"{name}-nerf"] = f"posed pictures of {name}, rendered here from its mesh"
     texts["bwv1007"] = "Bach, BWV 1007, prelude, bars 1-2, 7.9 s, synthesised: no recording"
+    texts["kenburns"] = "a camera moved over chelsea, 4 s, 16:9: no film"
     for name, entry in entries().items():
         texts[name] = f"{entry.credit} (hessian-lab data get {name})"
     return [f"{name:14s} {texts[name]}" for name in SIGNALS] + [
-        f"{'PATH':14s} an image, sound or mesh, or a folder of posed pictures: whatever has a '/', "
-        "'.' or '~' in it"
+        f"{'PATH':14s} an image, sound, mesh or video, or a folder of frames or of posed pictures: "
+        "whatever has a '/', '.' or '~' in it"
     ]
 
 

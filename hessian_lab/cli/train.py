@@ -19,6 +19,7 @@ A killed run continues when the same command is typed again.
   hessian-lab train --act sine --signal astronaut --steps 200 --out runs/face
   hessian-lab train --signal song.wav --start 12 --seconds 2 --rate 16000 --act sine --omega 300
   hessian-lab train --signal torus-nerf --act gaussian --width 64 --lr 1 --steps 200
+  hessian-lab train --signal kenburns --act sine --width 64 --steps 100 --dtype float32
   hessian-lab train --signal terrain --act gaussian --width 64 --optimizer adam --steps 1000 \\
       --batch-size 4096 --dtype float32
 
@@ -60,13 +61,37 @@ def _made(done: "Run") -> tuple[dict[str, Any], list[str]]:
     from hessian_lab.measures.radiance import is_radiance
     from hessian_lab.measures.shape import is_shape
     from hessian_lab.measures.sound import is_sound, write_sounds
+    from hessian_lab.measures.video import is_video
 
+    if is_video(done):
+        return _clip(done)
     if is_sound(done):
         sounds = [str(path) for path in write_sounds(done)]
         return {"sounds": sounds}, [f"the field and its error to listen to: {', '.join(sounds)}"]
     if is_radiance(done):
         return _views(done)
     return _solid(done) if is_shape(done) else ({}, [])
+
+
+def _clip(done: "Run") -> tuple[dict[str, Any], list[str]]:
+    from hessian_lab.cli.output import figure_title
+    from hessian_lab.measures.video import measure_video, video_paths
+    from hessian_lab.plots.style import save
+    from hessian_lab.plots.video import plot_video
+    from hessian_lab.training.files import finite
+
+    found = measure_video(done)
+    title = f"{figure_title(done, 'hessian')}. {done.record['data']['attribution']}"
+    figure = plot_video(found.original, found.fitted, found.error, found.table, title=title)
+    pictures = [str(path) for path in save(figure, done.path / "figures" / "video")]
+    table, clip = (str(path) for path in video_paths(done))
+    decibels = found.table["psnr"]
+    more = {"frames": finite(found.table.to_dict("records")), "table": table, "clip": clip}
+    told = (
+        f"PSNR of {len(decibels)} frames: median {decibels.median():.2f} dB, least "
+        f"{decibels.min():.2f}, largest {decibels.max():.2f}"
+    )
+    return more | {"pictures": pictures}, [told, clip, table, *pictures]
 
 
 def _solid(done: "Run") -> tuple[dict[str, Any], list[str]]:

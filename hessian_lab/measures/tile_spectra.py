@@ -1,4 +1,4 @@
-"""The Hessian spectrum of every tile's field: how it is conditioned over a picture."""
+"""The Hessian spectrum of every tile's field: how it is conditioned over a picture or film."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,6 @@ from hessian_lab.training.files import locked, write_atomically
 from hessian_lab.training.tiles import SPECTRA, TileRun
 
 COLUMNS = (
-    "tile",
-    "row",
-    "column",
     "spectral_radius",
     "kappa",
     "resolved",
@@ -55,7 +52,7 @@ def measure_tiles(
         ValueError: For ``every`` below 1.
         ResourceError: If a matrix does not fit.
         UsageError: If another process is writing the run.
-        InputError: If no tile is done, or the image is no longer the one that was fitted.
+        InputError: If no tile is done, or it is no longer what was fitted.
     """
     if every < 1:
         raise ValueError(f"every must be at least 1, got {every}.")
@@ -64,41 +61,42 @@ def measure_tiles(
     _require(run)
     image = run.image()
     coords = image.coords()
+    columns = ["tile", *image.axes, *COLUMNS]
     with locked(run.path):
         known = _known(run)
         chosen = range(0, len(run.table), every)
         waiting = [index for index in chosen if index not in known]
         for count, index in enumerate(waiting, 1):
             values = image.values(index, index + 1)[0]
-            known[index] = _measure(run, index, Signal(coords, values), image.corner(index))
+            corner = dict(zip(image.axes, image.corner(index), strict=True))
+            known[index] = {"tile": index, **corner} | _measure(run, index, Signal(coords, values))
             if count % SAVE_EVERY == 0:
-                _save(run, known)
+                _save(run, known, columns)
             if watch is not None:
                 watch(known[index])
-        _save(run, known)
-    return pd.DataFrame([known[index] for index in chosen], columns=list(COLUMNS))
+        _save(run, known, columns)
+    return pd.DataFrame([known[index] for index in chosen], columns=columns)
 
 
 def _require(run: TileRun) -> None:
     model = run.stack(0, 1).field(0).double()
     size = sum(value.numel() for value in model.parameters())
     require_bytes(
-        dense_bytes(model, run.tile**2) + 8 * size**2,
+        dense_bytes(model, run.tile**2 * (run.tile_frames or 1)) + 8 * size**2,
         f"The dense Hessian of {size} parameters",
         device=torch.device("cpu"),
         cure="Train smaller fields (--width, --depth).",
     )
 
 
-def _measure(run: TileRun, index: int, signal: Signal, corner: tuple[int, int]) -> dict[str, Any]:
+def _measure(run: TileRun, index: int, signal: Signal) -> dict[str, Any]:
     model = run.stack(index, index + 1).field(0).double().cpu()
-    row: dict[str, Any] = {"tile": index, "row": corner[0], "column": corner[1]}
     matrix = dense_hessian(model, mse, signal)
     if not bool(matrix.isfinite().all()):
-        return row | dict.fromkeys(COLUMNS[3:], float("nan"))
+        return dict.fromkeys(COLUMNS, float("nan"))
     found = spectrum(matrix)
     size = len(found.values)
-    return row | {
+    return {
         "spectral_radius": found.spectral_radius,
         "kappa": found.condition_number,
         "resolved": found.condition_number_resolved,
@@ -117,7 +115,7 @@ def _known(run: TileRun) -> dict[int, dict[str, Any]]:
     return {int(row["tile"]): row for row in rows}
 
 
-def _save(run: TileRun, known: dict[int, dict[str, Any]]) -> None:
+def _save(run: TileRun, known: dict[int, dict[str, Any]], columns: list[str]) -> None:
     rows = [known[index] for index in sorted(known)]
-    text = pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(index=False).encode()
+    text = pd.DataFrame(rows, columns=columns).to_csv(index=False).encode()
     write_atomically(run.path / SPECTRA, lambda stream: stream.write(text))

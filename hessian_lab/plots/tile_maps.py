@@ -1,4 +1,4 @@
-"""Maps over the tiles of a picture: how well each is fitted, and how its Hessian is conditioned."""
+"""Maps over the tiles of pictures: how well each is fitted, and how its Hessian is conditioned."""
 
 from typing import Any
 
@@ -13,6 +13,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 # Rows and columns of pixels of the picture beside the maps.
 THUMBNAIL = 600
 MAPS = ("viridis", "magma_r", "cividis")
+# Slabs of a video that are drawn.
+MOST_SLABS = 6
+
+# What a map is called, its rows, their values, and which of them are only bounds.
+Panel = tuple[str, pd.DataFrame, Array, Array | None]
 
 
 def plot_tiles(
@@ -36,16 +41,7 @@ def plot_tiles(
         tile: Pixels per side of a tile.
         title: Of the figure.
     """
-    panels: list[tuple[str, pd.DataFrame, Array, Array | None]] = [
-        ("PSNR (dB)", table, table["psnr"].to_numpy(), None)
-    ]
-    if spectra is not None:
-        kappas = np.log10(spectra["kappa"].to_numpy(dtype=float))
-        bounds = spectra["resolved"].to_numpy() == False  # noqa: E712 (NaN is neither)
-        label = "log₁₀ κ (dot: lower bound)" if bounds.any() else "log₁₀ κ"
-        panels.append((label, spectra, kappas, bounds))
-        zeros = 100 * spectra["zero_share"].to_numpy(dtype=float)
-        panels.append(("zero eigenvalues (%)", spectra, zeros, None))
+    panels = _panels(table, spectra)
     count = len(panels) + (picture is not None)
     height = 2.2 * min(2.0, max(0.5, shape[0] / shape[1])) + 0.6
     with styled():
@@ -58,6 +54,80 @@ def plot_tiles(
             panel.set_title(label)
         set_title(figure, title)
     return figure
+
+
+def plot_clip_tiles(
+    frames: Array | None,
+    table: pd.DataFrame,
+    spectra: pd.DataFrame | None,
+    *,
+    shape: tuple[int, int],
+    tile: int,
+    title: str | None = None,
+) -> Figure:
+    """Return a row for every slab of a video: its middle frame beside the maps of its tiles.
+
+    Slabs are tiles that begin with one frame; of many, some from first to last are drawn. A map has
+    one scale in all of them.
+
+    Args:
+        frames: Of the fields [frames, rows, columns, 3], 8 bits; or None.
+        table: First frames, rows, columns and PSNR of the tiles.
+        spectra: First frames, rows, columns, ``kappa``, ``resolved`` and ``zero_share``.
+        shape: Rows and columns of a frame.
+        tile: Pixels per side of a tile.
+        title: Of the figure.
+    """
+    slabs = np.unique(table["frame"].to_numpy(dtype=int))
+    ends = np.append(slabs[1:], slabs[-1] + 1 if frames is None else len(frames))
+    chosen = np.unique(np.linspace(0, len(slabs) - 1, MOST_SLABS).round().astype(int))
+    panels = _panels(table, spectra)
+    count = len(panels) + (frames is not None)
+    height = 2.2 * min(2.0, max(0.4, shape[0] / shape[1])) + 0.15
+    with styled():
+        figure = Figure(
+            figsize=(min(2.6 * count, 10.4), height * len(chosen) + 0.4), layout="constrained"
+        )
+        grid = figure.subplots(len(chosen), count, squeeze=False)
+        for axes, place in zip(grid, chosen, strict=True):
+            row = list(axes)
+            if frames is not None:
+                panel = row.pop(0)
+                middle = (slabs[place] + ends[place]) // 2
+                _picture(panel, frames[middle])
+                panel.set_title(f"fitted, frame {middle}")
+            maps = zip(row, MAPS, panels, strict=False)
+            for panel, colours, (label, rows, values, marks) in maps:
+                inside = rows["frame"].to_numpy(dtype=int) == slabs[place]
+                marked = None if marks is None else marks[inside]
+                numbers = np.asarray(values, dtype=float)
+                _map(
+                    figure,
+                    panel,
+                    rows[inside],
+                    numbers[inside],
+                    marked,
+                    colours,
+                    shape,
+                    tile,
+                    scale=numbers,
+                )
+                panel.set_title(label if place == 0 else "")
+        set_title(figure, title)
+    return figure
+
+
+def _panels(table: pd.DataFrame, spectra: pd.DataFrame | None) -> list[Panel]:
+    panels: list[Panel] = [("PSNR (dB)", table, table["psnr"].to_numpy(), None)]
+    if spectra is None:
+        return panels
+    kappas = np.log10(spectra["kappa"].to_numpy(dtype=float))
+    bounds = spectra["resolved"].to_numpy() == False  # noqa: E712 (NaN is neither)
+    label = "log₁₀ κ (dot: lower bound)" if bounds.any() else "log₁₀ κ"
+    panels.append((label, spectra, kappas, bounds))
+    zeros = 100 * spectra["zero_share"].to_numpy(dtype=float)
+    panels.append(("zero eigenvalues (%)", spectra, zeros, None))
+    return panels
 
 
 def _picture(axes: Axes, picture: Array) -> None:
@@ -77,18 +147,24 @@ def _map(
     colours: str,
     shape: tuple[int, int],
     tile: int,
+    *,
+    scale: Array | None = None,
 ) -> None:
+    """Draw a map, on the scale of its own values or of others."""
     grid = np.full((-(-shape[0] // tile), -(-shape[1] // tile)), np.nan)
     # The last tiles of a row and column are moved inwards to fit.
     places = [-(-rows[name].to_numpy(dtype=int) // tile) for name in ("row", "column")]
     # A perfect fit has an infinite PSNR: it is drawn as the best of the others.
-    finite = values[np.isfinite(values)]
+    given = values if scale is None else scale
+    finite = given[np.isfinite(given)]
     best = finite.max() if len(finite) else 0.0
     grid[places[0], places[1]] = np.where(values == np.inf, best, values)
     image = axes.imshow(grid, cmap=colours, interpolation="nearest")
     if not len(finite) or finite.min() == finite.max():
         # One colour for one number, and a scale around it.
         image.set_clim(best - 1e-9, best + 1)
+    elif scale is not None:
+        image.set_clim(finite.min(), best)
     if marks is not None and marks.any():
         size = max(0.2, min(1.5, 96 / grid.shape[1]))
         axes.plot(places[1][marks], places[0][marks], ".", ms=size, color="black")

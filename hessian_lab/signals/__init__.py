@@ -37,6 +37,8 @@ SIGNALS = {
     "torus-nerf": Named("radiance", "hessian_lab.signals.radiance:load_radiance"),
     "spot-nerf": Named("radiance", "hessian_lab.signals.radiance:load_radiance"),
     "nefertiti-nerf": Named("radiance", "hessian_lab.signals.radiance:load_radiance"),
+    "kenburns": Named("video", "hessian_lab.signals.kenburns:load_kenburns"),
+    "bigbuckbunny": Named("video", "hessian_lab.signals.video:load_registered"),
 }
 
 
@@ -66,19 +68,23 @@ def load_signal(
     two thirds of them near its surface; values are 1 inside and 0 outside, to be fitted by logits.
     Of a scene, rays are drawn through its pictures; coordinates [r, 10] are rays, as
     ``RadianceField`` takes them, and values their colours.
+    Videos are sampled in time and resized whole; coordinates are (t, y, x) in [-1, 1], values RGB.
 
     Args:
         name: camera, astronaut, chelsea, coffee, retina (images that scikit-image ships), albert
             (a photograph of 14 megapixels), mandelbrot (an image of any size), sines (sin 2πx +
             sin 6πx), bwv1007 (bars of Bach, synthesised), brahms (a recording), terrain (the solid
-            under a landscape), spot, nefertiti (meshes), or the path of an image, a sound or a
-            mesh: whatever has a '/', '.' or '~' in it. albert, brahms, spot and nefertiti need
-            ``hessian-lab data get`` once.
-        size: Pixels per side, or points of ``sines``; by default the image's own size, or 256.
+            under a landscape), spot, nefertiti (meshes), kenburns (a camera moved over a
+            photograph), bigbuckbunny (a film), or the path of an image, a sound, a mesh, a video
+            or a folder of its frames: whatever has a '/', '.' or '~' in it. albert, brahms, spot,
+            nefertiti and bigbuckbunny need ``hessian-lab data get`` once.
+        size: Pixels per side, points of ``sines`` or rows of a video; by default the own size of
+            image or video, or 256.
         dtype: Of coordinates and values; float64 by default.
         device: Where they live.
-        options: Of a sound: ``start`` and ``seconds`` of the clip, by default all of it, and its
-            ``rate`` in samples per second, by default its own. Of a solid: how many ``points``.
+        options: Of a sound or video: ``start`` and ``seconds`` of the clip, by default all of it,
+            and its ``rate`` in samples or frames per second, by default its own. Of a solid: how
+            many ``points``.
 
     Raises:
         ValueError: For an unknown name, with the nearest one, an option that signals of its kind

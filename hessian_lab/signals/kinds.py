@@ -16,6 +16,7 @@ class Kind:
         loader: Of a file by its path; none where there are no files of this kind.
         endings: Of the names of such files, in lower case.
         marks: Files of which one is in a folder that is such a signal.
+        folders: Whether any other folder is one.
         of_field: Options that the field is told, and no loader.
     """
 
@@ -23,6 +24,7 @@ class Kind:
     loader: str | None = None
     endings: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
+    folders: bool = False
     of_field: tuple[str, ...] = ()
 
     @property
@@ -45,6 +47,12 @@ KINDS = {
         "hessian_lab.signals.shapes:load_shape",
         (".obj", ".ply", ".stl", ".off"),
     ),
+    "video": Kind(
+        {"start": 0.0, "seconds": 1.0, "rate": 16, "size": 90},
+        "hessian_lab.signals.video:load_file",
+        (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng"),
+        folders=True,
+    ),
     "radiance": Kind(
         {"size": 100, "points": 2048, "views": None, "samples": 32, "directions": 0},
         "hessian_lab.signals.radiance:load_radiance",
@@ -52,8 +60,8 @@ KINDS = {
         of_field=("samples", "directions"),
     ),
 }
-# Kinds of signals that are folders.
-FOLDERS = tuple(name for name, kind in KINDS.items() if kind.marks)
+# Kinds of signals that may be folders.
+FOLDERS = tuple(name for name, kind in KINDS.items() if kind.marks or kind.folders)
 # Whatever a signal may be asked for: fields of ``Setup``, of which a kind has some.
 OPTIONS = tuple(dict.fromkeys(name for kind in KINDS.values() for name in kind.options))
 
@@ -90,7 +98,7 @@ def check_options(given: Mapping[str, float | int | None]) -> None:
 
 
 def is_path(name: str) -> bool:
-    """Tell whether ``--signal NAME`` names a file: it has a '/', '.', '~' or ':' in it."""
+    """Tell whether ``--signal NAME`` is a file or folder: it has a '/', '.', '~' or ':' in it."""
     return any(mark in name for mark in "/.~:")
 
 
@@ -125,9 +133,11 @@ def _kind_of_folder(path: str) -> str | None:
     """Return the kind of a folder, or None where there is none."""
     try:
         folder = Path(path).expanduser()
+        if not folder.is_dir():
+            return None
         marked = (
             name for name in FOLDERS if any((folder / mark).is_file() for mark in KINDS[name].marks)
         )
-        return next(marked, None)
+        return next(marked, None) or next(name for name in FOLDERS if KINDS[name].folders)
     except (OSError, RuntimeError, ValueError):
         return None

@@ -63,6 +63,7 @@ RESULTS = (
     *("fitted.wav", "error.wav"),
     *("fitted.ply", "figures/shape.png", "figures/shape.pdf"),
     *("views.csv", "turntable.gif", "figures/views.png", "figures/views.pdf"),
+    *("fitted.gif", "video.csv", "figures/video.png", "figures/video.pdf"),
     "report.html",
 )
 REQUIRED = (

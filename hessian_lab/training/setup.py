@@ -44,12 +44,20 @@ class Setup:
     """
 
     signal: str = flag(
-        "camera", "a named signal, or the path of an image, sound, mesh or scene", names=SIGNALS
+        "camera",
+        "a named signal, or the path of an image, sound, mesh, video, folder of frames or of posed "
+        "pictures",
+        names=SIGNALS,
     )
-    size: int | None = flag(None, "pixels per side (50), or points of a 1-D signal (256)")
-    start: float | None = flag(None, "second at which the clip of a sound begins (0)")
+    size: int | None = flag(
+        None,
+        "pixels per side (50), points of a 1-D signal (256), rows of a video (90) or scene (100)",
+    )
+    start: float | None = flag(None, "second at which the clip of a sound or video begins (0)")
     seconds: float | None = flag(None, "length of the clip, to its end at most (1)")
-    rate: int | None = flag(None, "samples per second, to which a sound is resampled (8000)")
+    rate: int | None = flag(
+        None, "samples per second to which a sound is resampled (8000), frames of a video (16)"
+    )
     points: int | None = flag(
         None, "points in the box of a shape, most near its surface (30000); rays of a scene (2048)"
     )

@@ -1,6 +1,7 @@
-"""One small field for every tile of a large image, a block of tiles at a time."""
+"""One small field for every tile of a large image or video, a block of tiles at a time."""
 
 import io
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from hessian_lab.errors import InputError, UsageError
 from hessian_lab.fields.stack import FieldStack, stack_fields
 from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
 from hessian_lab.probe.memory import require_bytes
-from hessian_lab.signals.tiles import TiledImage, load_tiles
+from hessian_lab.signals.gif import gif_bytes
+from hessian_lab.signals.tiles import Tiled, load_tiles
 from hessian_lab.training.files import (
     locked,
     make_directory,
@@ -32,7 +34,9 @@ from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 from hessian_lab.training.stacked_objective import CHUNK_NUMBERS, StackedObjective
 from hessian_lab.training.trajectory import TrajectoryWriter, read_trajectory
 
-RECORD, TABLE, LOSSES, PICTURE = "tiles.json", "tiles.csv", "losses.npy", "fitted.png"
+RECORD, TABLE, LOSSES = "tiles.json", "tiles.csv", "losses.npy"
+# What the fields have made of an image, and of a video.
+PICTURE, CLIP = "fitted.png", "fitted.gif"
 # What is measured of a run, and no longer true of one that is begun anew.
 SPECTRA = "tile_spectra.csv"
 FORMAT_VERSION = 1
@@ -50,36 +54,44 @@ Watch = Callable[[int, pd.DataFrame], None]
 
 @dataclass(frozen=True, eq=False)
 class TileRun:
-    """Fields of the tiles of an image, on disk.
+    """Fields of the tiles of an image or video, on disk.
 
     Attributes:
         path: The directory.
-        setup: What each field is, and how it was trained; ``signal`` and ``size`` are the image's.
+        setup: What each field is, and how it was trained; ``signal``, ``size`` and the clip are the
+            image's or video's.
         tile: Pixels per side of a tile.
+        tile_frames: Frames of a video in a tile; None of an image.
         record: ``tiles.json``.
-        table: One row per tile that is done: its number, first row and column, loss, psnr,
-            evaluations, and whether its optimizer had finished.
+        table: One row per tile that is done: its number, first row and column, of a video also its
+            first frame, loss, psnr, evaluations, and whether its optimizer had finished.
     """
 
     path: Path
     setup: Setup
     tile: int
+    tile_frames: int | None
     record: dict[str, Any]
     table: pd.DataFrame
 
-    def image(self) -> TiledImage:
+    def image(self) -> Tiled:
         """Return what was fitted.
 
         Raises:
-            InputError: If it is no longer the image that was fitted.
+            InputError: If it is no longer what was fitted.
         """
-        image = load_tiles(self.setup.signal, self.tile, self.setup.size)
+        image = _loaded(self.setup, self.tile, self.tile_frames)
         if image.source.sha256 != self.record["data"]["sha256"]:
             raise InputError(
                 f"signal must be the one that was fitted, {self.record['data']['name']} is not: "
                 f"its SHA-256 is {image.source.sha256[:12]}…."
             )
         return image
+
+    @property
+    def shown(self) -> Path:
+        """Where that lies which the fields have made of the image or video."""
+        return self.path / (PICTURE if self.tile_frames is None else CLIP)
 
     @property
     def losses(self) -> Array:
@@ -89,30 +101,33 @@ class TileRun:
 
     def stack(self, start: int, stop: int) -> FieldStack:
         """Return the trained fields of some tiles."""
-        channels = int(self.record["shape"][2])
+        *axes, channels = self.record["shape"]
         rows = read_trajectory(self.path, len(self.table))[start:stop]
         parameters = torch.from_numpy(np.array(rows)).to(self.setup.device)
-        return replace(_stack(self.setup, 1, channels), parameters=parameters)
+        return replace(_stack(self.setup, 1, channels, dims=len(axes)), parameters=parameters)
 
 
 def train_tiles(
     setup: Setup,
     *,
     tile: int = 32,
+    tile_frames: int | None = None,
     block: int = 256,
     out: str | Path | None = None,
     overwrite: bool = False,
     watch: Watch | None = None,
 ) -> TileRun:
-    """Train a field of its own for every tile of an image, and keep the parameters of all.
+    """Train a field of its own for every tile of an image or video, and keep all parameters.
 
     A killed run loses the block in flight; the same call continues. Memory is that of one block,
-    beside the image.
+    beside the image, or the video in 8 bits.
 
     Args:
-        setup: ``signal`` is an image (``load_tiles``), ``size`` the side of its centred square, by
-            default all of it; the optimizer is ``lbfgs`` or ``adam``.
+        setup: ``signal`` is an image or video (``load_tiles``), ``size`` the side of the image's
+            centred square, or the rows of the video, by default all of it; the optimizer is
+            ``lbfgs`` or ``adam``.
         tile: Pixels per side of a tile.
+        tile_frames: Frames of a video in a tile; 8 by default.
         block: Tiles that are trained together.
         out: The directory; by default ``runs/tiles-<hash>``.
         overwrite: Start anew even if the directory holds such a run.
@@ -121,7 +136,7 @@ def train_tiles(
     Raises:
         UsageError: For values out of range, an optimizer that stacks have not, a directory that
             holds something else.
-        InputError: For an image that cannot be read.
+        InputError: For an image or video that cannot be read.
         ResourceError: If a block does not fit in memory, or the parameters on the disk.
     """
     if block < 1:
@@ -130,8 +145,9 @@ def train_tiles(
     setup = replace(setup.resolved(), size=asked_size)
     _check(setup)
     usable_device(setup.device)
-    image = load_tiles(setup.signal, tile, setup.size)
-    known = identity(setup, {"tile": tile, "data": image.source.sha256, "shape": image.shape})
+    image = _loaded(setup, tile, tile_frames)
+    cut = {"tile": tile} if image.rate is None else {"tile": tile, "tile_frames": image.sides[0]}
+    known = identity(setup, {**cut, "data": image.source.sha256, "shape": image.shape})
     path = Path(out).expanduser() if out else Path("runs") / f"tiles-{digest(known)}"
     make_directory(path)
     with locked(path), using_threads(setup.threads or torch.get_num_threads()):
@@ -154,7 +170,13 @@ def load_tile_run(path: str | Path) -> TileRun:
             f"{record.get('format_version')}. Update hessian-lab."
         )
     setup = setup_from_json(record["setup"])
-    return TileRun(directory, setup, int(record["tile"]), record, _table(directory))
+    tile, frames = int(record["tile"]), record.get("tile_frames")
+    return TileRun(directory, setup, tile, frames, record, _table(directory))
+
+
+def _loaded(setup: Setup, tile: int, tile_frames: int | None) -> Tiled:
+    clip = {name: getattr(setup, name) for name in ("start", "seconds", "rate")}
+    return load_tiles(setup.signal, tile, setup.size, frames=tile_frames, **clip)
 
 
 def _check(setup: Setup) -> None:
@@ -181,7 +203,7 @@ def _table(directory: Path) -> pd.DataFrame:
 
 
 def _claim(
-    path: Path, setup: Setup, image: TiledImage, known: dict[str, Any], *, overwrite: bool
+    path: Path, setup: Setup, image: Tiled, known: dict[str, Any], *, overwrite: bool
 ) -> None:
     """Make the directory hold this run and no other."""
     mark = digest(known)
@@ -196,7 +218,7 @@ def _claim(
     others = [one.name for one in path.iterdir() if not one.name.startswith(".")]
     if others and not (path / RECORD).exists():
         raise UsageError(f"out must be a run of tiles or empty, {path} holds {sorted(others)[0]}.")
-    for name in (TABLE, LOSSES, PICTURE, SPECTRA):
+    for name in (TABLE, LOSSES, PICTURE, CLIP, SPECTRA):
         (path / name).unlink(missing_ok=True)
     record = {
         "format_version": FORMAT_VERSION,
@@ -205,18 +227,20 @@ def _claim(
         "tile": image.tile,
         "shape": list(image.shape),
         "grid": list(image.grid),
-        "num_parameters": setup.num_parameters(2, image.shape[2]),
+        "num_parameters": setup.num_parameters(len(image.sides), image.shape[-1]),
         "data": vars(image.source),
         "provenance": provenance(torch.device(setup.device)),
         "seconds": 0.0,
     }
+    if image.rate is not None:
+        record |= {"tile_frames": image.sides[0], "rate": image.rate}
     write_json(path / RECORD, record)
 
 
-def _stack(setup: Setup, count: int, channels: int, first: int = 0) -> FieldStack:
+def _stack(setup: Setup, count: int, channels: int, first: int = 0, *, dims: int = 2) -> FieldStack:
     return stack_fields(
         [
-            network_of(replace(setup, seed=setup.seed + first + place), 2, channels)
+            network_of(replace(setup, seed=setup.seed + first + place), dims, channels)
             for place in range(count)
         ]
     )
@@ -226,12 +250,12 @@ class _Training:
     """What is done of a run, and what is left."""
 
     def __init__(
-        self, path: Path, setup: Setup, image: TiledImage, block: int, watch: Watch | None
+        self, path: Path, setup: Setup, image: Tiled, block: int, watch: Watch | None
     ) -> None:
         self.path, self.setup, self.image, self.block = path, setup, image, block
         self.watch = watch
         self.dtype = getattr(torch, setup.dtype)
-        self.size = setup.num_parameters(2, image.shape[2])
+        self.size = setup.num_parameters(len(image.sides), image.shape[-1])
         self.coords = image.coords().to(device=setup.device, dtype=self.dtype)
         self._require_room()
 
@@ -239,12 +263,15 @@ class _Training:
         item, count = self.dtype.itemsize, min(self.block, self.image.num_tiles)
         pairs = min(self.setup.steps, int(self.setup.options.get("history_size", 100)))
         kept = 2 * pairs if self.setup.optimizer == "lbfgs" else 2
-        points = self.image.tile**2
+        points = self.image.num_points
+        pixels = math.prod(self.image.shape[:-1])
+        drawn = 2 * math.prod(self.image.shape) if pixels <= MOST_PIXELS else 0
         layers = 3 * (self.setup.depth + 1) * max(self.setup.width, 2 * (self.setup.octaves or 1))
         require_bytes(
             # Pairs are copied once where some of the fields have finished.
-            item * count * ((2 * kept + 8) * self.size + 6 * points * self.image.shape[2])
-            + item * layers * max(points, CHUNK_NUMBERS // max(1, self.setup.width)),
+            item * count * ((2 * kept + 8) * self.size + 6 * points * self.image.shape[-1])
+            + item * layers * max(points, CHUNK_NUMBERS // max(1, self.setup.width))
+            + drawn,
             f"A block of {count} fields of {self.size} parameters",
             device=torch.device(self.setup.device),
             cure="Take a smaller --block.",
@@ -271,14 +298,16 @@ class _Training:
                     self.watch(count, pd.DataFrame(rows))
         finally:
             writer.close()
-        if not (self.path / PICTURE).exists() and np.prod(self.image.shape[:2]) <= MOST_PIXELS:
-            _draw(load_tile_run(self.path), self.image, self.block)
+        done = load_tile_run(self.path)
+        if not done.shown.exists() and math.prod(self.image.shape[:-1]) <= MOST_PIXELS:
+            _draw(done, self.image, self.block)
 
     def _train(
         self, start: int, stop: int, writer: TrajectoryWriter
     ) -> tuple[list[dict[str, Any]], Array]:
         values = self.image.values(start, stop).to(device=self.setup.device, dtype=self.dtype)
-        stack = _stack(self.setup, stop - start, self.image.shape[2], start)
+        dims, channels = len(self.image.sides), self.image.shape[-1]
+        stack = _stack(self.setup, stop - start, channels, start, dims=dims)
         objective = StackedObjective(stack, self.coords, values)
         walk = _lbfgs if self.setup.optimizer == "lbfgs" else _adam
         curves = []
@@ -289,11 +318,11 @@ class _Training:
         rows = []
         for place, index in enumerate(range(start, stop)):
             writer.write(index, parameters[place])
-            row, column = self.image.corner(index)
+            corner = dict(zip(self.image.axes, self.image.corner(index), strict=True))
             loss = float(losses[place])
             rows.append(
-                {"tile": index, "row": row, "column": column, "loss": loss}
-                | {"psnr": _psnr(loss, self.image.shape[2])}
+                {"tile": index, **corner, "loss": loss}
+                | {"psnr": _psnr(loss, self.image.shape[-1])}
                 | {"evaluations": int(evaluations[place]), "finished": bool(finished[place])}
             )
         return rows, torch.stack(curves, dim=1).numpy().astype(np.float32)
@@ -338,8 +367,8 @@ def _psnr(loss: float, channels: int) -> float:
     return float(-10 * np.log10(2 * loss / channels)) if loss else float("inf")
 
 
-def reconstruct(run: TileRun, image: TiledImage, block: int) -> Array:
-    """Return what the fields are at the image's pixels, 8 bits [rows, columns, channels]."""
+def reconstruct(run: TileRun, image: Tiled, block: int) -> Array:
+    """Return what the fields are at the pixels, 8 bits [rows, columns, channels] or of frames."""
     dtype, device = getattr(torch, run.setup.dtype), run.setup.device
     coords = image.coords().to(dtype=dtype, device=device)
     pixels = np.zeros(image.shape, dtype=np.uint8)
@@ -352,16 +381,18 @@ def reconstruct(run: TileRun, image: TiledImage, block: int) -> Array:
         values = torch.cat(found, dim=1).nan_to_num().clamp(0, 1).mul(255).round()
         parts = values.to(device="cpu", dtype=torch.uint8).numpy()
         for place, index in enumerate(range(start, stop)):
-            row, column = image.corner(index)
-            part = parts[place].reshape(image.tile, image.tile, -1)
-            pixels[row : row + image.tile, column : column + image.tile] = part
+            pixels[image.place(index)] = parts[place].reshape(*image.sides, -1)
     return pixels
 
 
-def _draw(run: TileRun, image: TiledImage, block: int) -> None:
+def _draw(run: TileRun, image: Tiled, block: int) -> None:
     from PIL import Image
 
     pixels = reconstruct(run, image, block)
+    if image.rate is not None:
+        data = gif_bytes(pixels, image.rate)
+        write_atomically(run.shown, lambda file: file.write(data))
+        return
     stream = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if image.shape[2] == 1 else pixels).save(stream, "PNG")
-    write_atomically(run.path / PICTURE, lambda file: file.write(stream.getvalue()))
+    Image.fromarray(pixels.squeeze(-1) if image.shape[-1] == 1 else pixels).save(stream, "PNG")
+    write_atomically(run.shown, lambda file: file.write(stream.getvalue()))

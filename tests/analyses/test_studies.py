@@ -46,6 +46,7 @@ MINIATURES = {
         study.quick, shape=(1, 4), size=8, batch_size=16, steps=4
     ),
     "kilo_fields": lambda study, _: study.quick,
+    "video_fields": lambda study, _: replace(study.quick, steps=4, kilo_steps=5),
     "wide_spectra": lambda study, _: replace(
         study.quick,
         fields=tuple(activation_spectra.fields_of(4, 3)),

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hessian_lab.plots.tile_maps import plot_tiles
+from hessian_lab.plots.tile_maps import plot_clip_tiles, plot_tiles
 from tests.cli.terminal import assert_refused, typed
 
 TINY = ("--size", "24", "--tile", "8", "--width", "3", "--depth", "1", "--steps", "3")
@@ -37,7 +37,8 @@ def test_kilo_prints_one_json_object(tmp_path):
         (("--block", "0"), "block must be at least 1"),
         (("--every", "0"), "every must be at least 1"),
         (("--optimizer", "newton"), "optimizer must be lbfgs or adam"),
-        (("--signal", "sines"), "signal must be an image"),
+        (("--signal", "sines"), "signal must be an image or a video"),
+        (("--signal", "kenburns", "--tile-frames", "17"), "at most the clip's 16 frames, got 17"),
     ],
 )
 def test_wrong_flags_are_refused(tmp_path, words, message):
@@ -76,3 +77,49 @@ def test_maps_hold_every_tile_in_its_place():
     dots = figure.axes[1].lines[0].get_xydata()
     assert dots.tolist() == [[3, 2]]
     assert np.all(figure.axes[2].images[0].get_array() == 25)
+
+
+FILM = ("--signal", "kenburns", "--size", "9", "--seconds", "0.5", "--tile", "8", "--width", "3")
+FILM += ("--tile-frames", "4", "--depth", "1", "--steps", "2")
+
+
+def test_kilo_cuts_a_video_in_boxes(tmp_path):
+    words = ("kilo", *FILM, "--spectra", "--every", "3", "--out", "run", "--json", "--quiet")
+    told = typed(tmp_path, *words)
+    assert told.status == 0, told.err
+    assert told.err == ""
+    found = told.json
+    assert found["shape"] == [8, 9, 16, 3]
+    assert found["tile_frames"] == 4
+    assert [one["frame"] for one in found["tiles"]] == [0] * 4 + [4] * 4
+    assert [one["tile"] for one in found["spectra"]] == [0, 3, 6]
+    assert found["setup"]["seconds"] == 0.5
+    assert found["pictures"][0] == "run/fitted.gif"
+    with Image.open(tmp_path / "run/fitted.gif") as image:
+        assert (image.size, image.n_frames) == ((16, 9), 8)
+
+
+def test_flags_of_videos_are_told_where_there_is_none(tmp_path):
+    words = ("--tile-frames", "3", "--optimizer", "newton", "--out", "run")
+    answer = typed(tmp_path, "kilo", *TINY, *words)
+    assert "hessian-lab: --tile-frames has no effect on retina" in answer.err.splitlines()
+
+
+def test_every_slab_of_a_video_has_its_maps():
+    corners = [(frame, row, column) for frame in (0, 3, 5) for row in (0, 2) for column in (0, 4)]
+    table = pd.DataFrame(corners, columns=["frame", "row", "column"]).assign(psnr=np.arange(12.0))
+    spectra = table[::2].assign(kappa=1e2, resolved=False, zero_share=0.5)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 6, 8, 3), dtype=np.uint8)
+    figure = plot_clip_tiles(frames, table, spectra, shape=(6, 8), tile=4)
+    grid = [axes for axes in figure.axes if axes.images and axes.get_label() != "<colorbar>"]
+    assert len(grid) == 12
+    for place, (middle, first) in enumerate(((1, 0), (4, 4), (6, 8))):
+        picture, decibels, kappa, _ = grid[4 * place : 4 * place + 4]
+        assert np.array_equal(picture.images[0].get_array(), frames[middle])
+        assert decibels.images[0].get_clim() == (0, 11)
+        # Rows of tiles: 0 and 1, of which the second was moved inwards.
+        assert decibels.images[0].get_array().ravel().tolist() == [*range(first, first + 4)]
+        assert np.nanmax(kappa.images[0].get_array()) == 2
+        assert len(kappa.lines) == 1
+    without = plot_clip_tiles(None, table, None, shape=(6, 8), tile=4)
+    assert len([axes for axes in without.axes if axes.get_label() != "<colorbar>"]) == 3

@@ -334,9 +334,9 @@ def test_of_several_tiff_frames_the_first_is_taken(frame_shape, tmp_path):
     assert_pixels(path, frames[0].reshape(5, 5, -1) / 255)
 
 
-def test_of_several_gif_frames_the_first_is_taken(tmp_path):
+def test_of_several_png_frames_the_first_is_taken(tmp_path):
     frames = [Image.fromarray(np.full((5, 5), level, np.uint8)) for level in (51, 204)]
-    path = tmp_path / "image.gif"
+    path = tmp_path / "image.png"
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
     assert (values(str(path)) == 0.2).all()
@@ -531,8 +531,7 @@ def test_refuses_fewer_than_two_points_a_side(name, size):
             "cameraman",
             "signal must be one of camera, astronaut, chelsea, coffee, retina, albert, mandelbrot, "
             "sines, bwv1007, brahms, terrain, spot, nefertiti, torus-nerf, spot-nerf, "
-            "nefertiti-nerf, got 'cameraman'. Did you mean "
-            "camera?",
+            "nefertiti-nerf, kenburns, bigbuckbunny, got 'cameraman'. Did you mean camera?",
         ),
         ("astronuat", "got 'astronuat'. Did you mean astronaut?"),
         ("sine", "got 'sine'. Did you mean sines?"),
@@ -569,14 +568,7 @@ def test_refuses_an_empty_file(tmp_path):
         load_signal(str(tmp_path / "image.png"))
 
 
-def test_refuses_a_directory(tmp_path):
-    with pytest.raises(
-        InputError, match=r"signal must be a readable image file, .*: Is a directory\."
-    ):
-        load_signal(str(tmp_path))
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "bmp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
 def test_refuses_a_truncated_image(suffix, tmp_path):
     path = tmp_path / f"image.{suffix}"
     write(path, noise(64, 64))

@@ -66,6 +66,51 @@ def test_points_inside_the_mandelbrot_set_are_black():
     assert np.all(pixels[0, 0] > 0)
 
 
+def test_tiles_cover_a_video():
+    whole = load_signal("kenburns", size=10, start=1.0, seconds=0.7, rate=10)
+    frames = whole.values.reshape(*whole.shape, 3)
+    clip = load_tiles("kenburns", 4, 10, frames=3, start=1.0, seconds=0.7, rate=10)
+    assert clip.shape == (7, 10, 18, 3)
+    assert clip.grid == (3, 3, 5)
+    assert clip.num_tiles == 45
+    count = torch.zeros(clip.shape[:3], dtype=torch.long)
+    for index, values in enumerate(clip.values(0, 45)):
+        frame, row, column = clip.corner(index)
+        part = frames[frame : frame + 3, row : row + 4, column : column + 4]
+        assert torch.equal(values, part.reshape(48, 3))
+        count[frame : frame + 3, row : row + 4, column : column + 4] += 1
+    # The last ones are moved inwards, and columns come before rows before frames.
+    assert count.min() == 1
+    assert [clip.corner(index) for index in (1, 5, 14, 15, 44)] == [
+        *((0, 0, 4), (0, 4, 0), (0, 6, 14), (3, 0, 0), (4, 6, 14))
+    ]
+    assert torch.equal(clip.coords()[[0, 1, 4, 16, 47]][:, 0], torch.tensor([-1, -1, -1, 0, 1.0]))
+    assert clip.coords()[1].tolist() == [-1, -1, pytest.approx(-1 / 3)]
+
+
+def test_frames_of_a_folder_are_cut_in_tiles(tmp_path):
+    for place in range(8):
+        Image.new("L", (6, 4), 10 * place).save(tmp_path / f"{place}.png")
+    clip = load_tiles(str(tmp_path), 2, seconds=0.5, rate=16)
+    assert clip.shape == (8, 4, 6, 3)
+    assert clip.sides == (8, 2, 2)
+    assert clip.values(5, 6)[0, ::4, 0].mul(255).round().tolist() == [10 * k for k in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("tile", "frames", "message"),
+    [
+        (1, 2, "tile must be at least 2 and at most the video's 6 pixels"),
+        (7, 2, "at most the video's 6 pixels, got 7"),
+        (4, 0, "tile_frames must be at least 1 and at most the clip's 4 frames, got 0"),
+        (4, 5, "at most the clip's 4 frames, got 5"),
+    ],
+)
+def test_tiles_that_a_video_does_not_hold_are_refused(tile, frames, message):
+    with pytest.raises(UsageError, match=message):
+        load_tiles("kenburns", tile, 6, frames=frames, seconds=0.25)
+
+
 def test_a_computed_image_may_be_of_any_size():
     image = load_tiles("mandelbrot", 64, 1 << 20)
     assert image.num_tiles == (1 << 14) ** 2
@@ -79,7 +124,7 @@ def test_a_computed_image_may_be_of_any_size():
         ("chelsea", 400, None, "tile must be at least 2 and at most the image's 300"),
         ("chelsea", 64, 50, "size must be at least the tile's 64"),
         ("chelsea", 64, 5000, "at most the image's 300 pixels"),
-        ("sines", 8, None, "signal must be an image"),
+        ("sines", 8, None, "signal must be an image or a video"),
         ("retnia", 8, None, "retina"),
         ("mandelbrot", 8, 1 << 21, "size must be at most"),
     ],

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from hessian_lab.errors import InputError, UsageError
+from hessian_lab.errors import InputError, ResourceError, UsageError
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
 from hessian_lab.measures.tile_spectra import measure_tiles
 from hessian_lab.optim.lbfgs import LBFGS
 from hessian_lab.signal import Signal
+from hessian_lab.signals.gif import read_gif
 from hessian_lab.training import tiles as module
 from hessian_lab.training.quality import psnr
 from hessian_lab.training.setup import Setup
@@ -229,3 +230,83 @@ def test_the_record_says_where_the_picture_is_from(run):
     assert "Stefan van der Walt" in record["data"]["attribution"]
     assert record["num_parameters"] == 5 * 3 + 3 * 6
     assert record["seconds"] > 0
+
+
+# Videos.
+
+CLIP = Setup(**{**SETUP.__dict__, "signal": "kenburns", "size": 9, "seconds": 0.5, "steps": 4})
+
+
+def filmed(path, **options):
+    return train_tiles(CLIP, tile=8, out=path, **({"block": 3, "tile_frames": 5} | options))
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    return filmed(tmp_path_factory.mktemp("film") / "run")
+
+
+def test_every_box_of_a_video_is_fitted_as_it_would_be_alone(film):
+    clip = film.image()
+    assert clip.shape == (8, 9, 16, 3)
+    assert len(film.table) == clip.num_tiles == 8
+    assert list(film.table.columns[:4]) == ["tile", "frame", "row", "column"]
+    for index in (0, 7):
+        values, coords = clip.values(index, index + 1)[0], clip.coords()
+        model = make_field("sine", 3, 3, width=5, depth=1, omega=10.0, seed=index)
+        optimizer = LBFGS(model.parameters())
+        for _ in range(4):
+            optimizer.step(partial(loss_of, model, coords, values))
+        with torch.no_grad():
+            expected = model(coords)
+        row = film.table.iloc[index]
+        assert row["psnr"] == pytest.approx(psnr(expected, values), abs=1e-6)
+        assert tuple(row[["frame", "row", "column"]]) == clip.corner(index)
+    assert film.record["num_parameters"] == 5 * 4 + 3 * 6
+
+
+def test_the_clip_is_the_fields_values(film):
+    clip, shown = film.image(), read_gif(film.shown, 8, 16)
+    # No other tile lies over the last one. 256 colours are more than a frame's 144 pixels.
+    values = film.stack(7, 8)(clip.coords())[0].clamp(0, 1) * 255
+    part = shown[clip.place(7)].reshape(-1, 3)
+    assert np.abs(part - values.numpy()).max() <= 0.5 + 1e-6
+
+
+def test_a_film_that_stopped_continues_to_the_same_bytes(film, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop(_count, table):
+        if len(table) >= 3:
+            raise StopError
+
+    with pytest.raises(StopError):
+        filmed(tmp_path / "run", watch=stop)
+    assert not (tmp_path / "run/fitted.gif").exists()
+    again = filmed(tmp_path / "run")
+    for name in ("trajectory.npy", "tiles.csv", "losses.npy", "fitted.gif"):
+        assert (again.path / name).read_bytes() == (film.path / name).read_bytes()
+    with pytest.raises(UsageError, match="another"):
+        filmed(tmp_path / "run", tile_frames=None)
+
+
+def test_spectra_of_a_video_are_those_of_every_field(film):
+    table = measure_tiles(film, every=5)
+    assert list(table.columns[:4]) == ["tile", "frame", "row", "column"]
+    clip = film.image()
+    for _, row in table.iterrows():
+        index = int(row["tile"])
+        assert tuple(row[["frame", "row", "column"]]) == clip.corner(index)
+        signal = Signal(clip.coords(), clip.values(index, index + 1)[0])
+        values = torch.linalg.eigvalsh(
+            autograd_hessian(film.stack(index, index + 1).field(0), mse, signal)
+        )
+        assert row["spectral_radius"] == pytest.approx(float(values.abs().max()), rel=1e-9)
+
+
+def test_a_video_in_tiles_that_do_not_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda _device: 10_000)
+    with pytest.raises(ResourceError, match="must fit in memory"):
+        filmed(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
