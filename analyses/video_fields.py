@@ -3,8 +3,8 @@
 P1s Fig. 7 and §4.5: a 4×64 sine field of a clip (the papers': 90×160), and KiloVideo, a 3×64 field
 for every box of it (the papers': 8400 boxes of 10,000 points, 100×700×1200). Here clips and boxes
 are small, so that one core takes minutes; the papers' own want a GPU. Run it with nothing else on
-the machine: seconds are compared, on boxes those of the processor. ``bigbuckbunny`` is measured where it has been downloaded
-(``hessian-lab data get bigbuckbunny``, extra ``video``).
+the machine: seconds are compared, on boxes those of the processor. ``bigbuckbunny`` is measured
+where it has been downloaded (``hessian-lab data get bigbuckbunny``, extra ``video``).
 """
 
 import time
@@ -44,6 +44,8 @@ CHECKPOINTS = 25
 PRINTED_GAIN, PRINTED_SPEED = 31.68 - 28.05, 2.0
 # P1s §4.5: the same over boxes, on average and at most.
 PRINTED_KILO, PRINTED_MOST = 4.0, 11.0
+# A ratio is about the printed one if its interval lies within this factor of it.
+ROUGHLY = 1.5
 
 
 @dataclass(frozen=True)
@@ -197,21 +199,23 @@ def _gains(rows: pd.DataFrame, other: str) -> list[float]:
 
 def _one_field(rows: pd.DataFrame) -> Verdict | None:
     tuned, slow = _gains(rows, "adam"), _gains(rows, "adam 1e-4")
-    times, slow_times = ratios(rows, "sine", "adam"), ratios(rows, "sine", "adam 1e-4")
     if not tuned or not slow:
         return None
+    # Gradients, of which an iteration of either takes about one, are the same on every machine.
+    counted = rows.assign(wall=rows["evaluations"])
+    times, slow_times = ratios(counted, "sine", "adam"), ratios(counted, "sine", "adam 1e-4")
     gain, low, high = bootstrap_mean(tuned)
     speeds = np.exp(bootstrap_mean(np.log(times)))
     steps = min(row["step"][-1] for row in rows.to_dict("records") if row["step"])
-    printed = low <= PRINTED_GAIN <= high and speeds[1] <= PRINTED_SPEED <= speeds[2]
+    printed = low <= PRINTED_GAIN <= high and _roughly(speeds[1], speeds[2], PRINTED_SPEED)
     ahead = low > 0 or min(slow) > 0
     answer: Answer = "holds" if printed else "holds only under" if ahead else "does not hold"
     measured = (
         f"L-BFGS minus Adam after {steps} iterations: {gain:.2f} dB [{low:.2f}, {high:.2f}] at "
         f"Adam's best rate, {spread(slow)} at 1e-4 (printed {PRINTED_GAIN:.2f}); at equal seconds "
-        f"{spread(timed_pairs(rows, 'sine', 'lbfgs', 'adam'))}; Adam's time over L-BFGS's to the "
-        f"lower end {speeds[0]:.2f} [{speeds[1]:.2f}, {speeds[2]:.2f}], {spread(slow_times)} at "
-        "1e-4"
+        f"{spread(timed_pairs(rows, 'sine', 'lbfgs', 'adam'))}; Adam's gradients over L-BFGS's to "
+        f"the lower end {speeds[0]:.2f} [{speeds[1]:.2f}, {speeds[2]:.2f}], {spread(slow_times)} "
+        f"at 1e-4 (printed {PRINTED_SPEED:g}), its seconds {spread(ratios(rows, 'sine', 'adam'))}"
     )
     return Verdict("C103", answer, measured, f"{settings_of(rows)}, one core, small clips")
 
@@ -225,7 +229,7 @@ def _many_fields(rows: pd.DataFrame) -> Verdict:
         slow += ratios_of_tiles(methods["adam 1e-4"], methods["lbfgs"])
         firsts.append(methods["lbfgs"]["wall"] / methods["lbfgs"]["steps"])
     center, low, high = bootstrap_median(tuned)
-    printed = low <= PRINTED_KILO <= high and max(tuned) >= PRINTED_MOST
+    printed = _roughly(low, high, PRINTED_KILO) and max(tuned) >= PRINTED_MOST
     under = float(np.median(slow)) >= PRINTED_KILO or low > 1
     answer: Answer = "holds" if printed else "holds only under" if under else "does not hold"
     measured = (
@@ -235,6 +239,10 @@ def _many_fields(rows: pd.DataFrame) -> Verdict:
         f"iteration of all boxes takes {spread(firsts)} s"
     )
     return Verdict("C107", answer, measured, _settings(rows))
+
+
+def _roughly(low: float, high: float, printed: float) -> bool:
+    return printed / ROUGHLY <= low and high <= printed * ROUGHLY
 
 
 def _quantiles(numbers: list[float]) -> str:
