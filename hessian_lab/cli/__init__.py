@@ -11,6 +11,7 @@ COMMANDS = {
     "sweep": "hessian_lab.cli.sweep",
     "compare": "hessian_lab.cli.compare",
     "kilo": "hessian_lab.cli.kilo",
+    "distil": "hessian_lab.cli.distil",
     "cost": "hessian_lab.cli.cost",
     "report": "hessian_lab.cli.report",
     "data": "hessian_lab.cli.data",

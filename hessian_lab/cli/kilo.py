@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.training.files import finite
 
     done = _train(args)
-    spectra = _measure(args, done) if args.spectra else None
+    spectra = measure_with_progress(args, done) if args.spectra else None
     pictures = _draw(done, spectra)
     if args.json:
         print(json.dumps(finite(_object(done, spectra) | {"pictures": pictures})))
@@ -114,7 +114,8 @@ def _train(args: argparse.Namespace) -> "TileRun":
             progress.close()
 
 
-def _measure(args: argparse.Namespace, done: "TileRun") -> "pd.DataFrame":
+def measure_with_progress(args: argparse.Namespace, done: "TileRun") -> "pd.DataFrame":
+    """Return the spectra of every ``--every``-th field."""
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.tile_spectra import measure_tiles
 
@@ -165,7 +166,8 @@ def _headline(done: "TileRun") -> str:
     )
 
 
-def _range(column: "pd.Series[Any]", text: str) -> str:
+def spread(column: "pd.Series[Any]", text: str) -> str:
+    """Return median and ends of a column."""
     numbers = (column.median(), column.min(), column.max())
     return "median {}, least {}, largest {}".format(*(format(each, text) for each in numbers))
 
@@ -175,22 +177,25 @@ def _table(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
     lines = [
         _headline(done),
         "",
-        f"{'PSNR (dB)':<18} {_range(table['psnr'], '.2f')}",
-        f"{'evaluations':<18} {_range(table['evaluations'], '.0f')}",
+        f"{'PSNR (dB)':<18} {spread(table['psnr'], '.2f')}",
+        f"{'evaluations':<18} {spread(table['evaluations'], '.0f')}",
         f"{'finished early':<18} {int(table['finished'].sum()) - _num_diverged(done)}",
         f"{'seconds':<18} {done.record['seconds']:.1f}",
     ]
-    if spectra is not None:
-        lines += [
-            "",
-            f"spectra of {len(spectra)} tiles, float64",
-            f"{'κ':<18} {_range(spectra['kappa'], '.1e')}; "
-            f"{int((~spectra['resolved'].astype(bool)).sum())} are lower bounds",
-            f"{'effective κ':<18} {_range(spectra['effective_kappa'], '.1e')}",
-            f"{'zero':<18} {_range(spectra['zero_share'], '.1%')}",
-            f"{'negative':<18} {_range(spectra['negative_share'], '.1%')}",
-        ]
-    return lines
+    return lines + ([] if spectra is None else spectra_lines(spectra))
+
+
+def spectra_lines(spectra: "pd.DataFrame") -> list[str]:
+    """Return what people are told of the spectra of many fields."""
+    return [
+        "",
+        f"spectra of {len(spectra)} fields, float64",
+        f"{'κ':<18} {spread(spectra['kappa'], '.1e')}; "
+        f"{int((~spectra['resolved'].astype(bool)).sum())} are lower bounds",
+        f"{'effective κ':<18} {spread(spectra['effective_kappa'], '.1e')}",
+        f"{'zero':<18} {spread(spectra['zero_share'], '.1%')}",
+        f"{'negative':<18} {spread(spectra['negative_share'], '.1%')}",
+    ]
 
 
 def _object(done: "TileRun", spectra: "pd.DataFrame | None") -> dict[str, Any]:

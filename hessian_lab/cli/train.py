@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import math
 from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import add_output, add_setup, given_setup
@@ -119,32 +118,9 @@ def _solid(done: "Run") -> tuple[dict[str, Any], list[str]]:
 
 def _views(done: "Run") -> tuple[dict[str, Any], list[str]]:
     from hessian_lab.cli.output import figure_title
-    from hessian_lab.measures.radiance import TABLE, measure_views, write_turn
-    from hessian_lab.names import plural
-    from hessian_lab.plots.radiance import plot_views
-    from hessian_lab.plots.style import save
+    from hessian_lab.cli.views import told_views
+    from hessian_lab.measures.radiance import measure_views, radiance_of
 
     seen = measure_views(done)
-    means = seen.table.drop(columns="view").mean()
-    figure = plot_views(
-        seen.scene.pictures[seen.views],
-        seen.pictures,
-        seen.depths,
-        seen.table,
-        title=f"{figure_title(done, 'hessian')}. {seen.scene.source.attribution}",
-    )
-    pictures = [str(path) for path in save(figure, done.path / "figures" / "views")]
-    turn = str(write_turn(done, seen.scene))
-    table = str(done.path / TABLE)
-    more: dict[str, Any] = {
-        "held_out": {"views": len(seen.views)}
-        | {name: float(mean) if math.isfinite(mean) else None for name, mean in means.items()},
-        "views": table,
-        "turntable": turn,
-        "pictures": pictures,
-    }
-    told = (
-        f"{plural(len(seen.views), 'view')} held out: PSNR {means['psnr']:.2f} dB, "
-        f"SSIM {means['ssim']:.4f}"
-    )
-    return more, [told, table, turn, *pictures]
+    title = f"{figure_title(done, 'hessian')}. {seen.scene.source.attribution}"
+    return told_views(done.path, radiance_of(done), seen, title)

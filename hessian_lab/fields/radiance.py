@@ -53,7 +53,12 @@ class RadianceField(Volume):
         raw = outputs[:, 1:]
         if self.head is not None:
             raw = self.head(torch.cat([raw, directions], dim=1))
-        return DENSITY * softplus(outputs[:, 0] - SHIFT), torch.sigmoid(raw)
+        return self.density(outputs[:, 0]), torch.sigmoid(raw)
+
+    @staticmethod
+    def density(outputs: Tensor) -> Tensor:
+        """Return the density per unit of length that outputs of the network stand for."""
+        return DENSITY * softplus(outputs - SHIFT)
 
 
 def make_radiance_field(

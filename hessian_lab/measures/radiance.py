@@ -66,7 +66,17 @@ def measure_views(run: Run) -> Seen:
         InputError: If the scene is no longer there, or the module was a user's own.
         ResourceError: If the disk is full.
     """
-    scene, model = load_scene(run.setup.signal, run.setup.size), _field(run)
+    seen = views_of(radiance_of(run), load_scene(run.setup.signal, run.setup.size))
+    write_views(run.path, seen)
+    return seen
+
+
+def views_of(model: Volume, scene: Scene) -> Seen:
+    """Render the views of a scene that are held out, and compare; nothing is written.
+
+    Raises:
+        InputError: If there is none.
+    """
     views = np.flatnonzero(scene.held_out)
     if not len(views):
         raise InputError(f"scene must have views that were held out, {scene.source.name} has none.")
@@ -77,21 +87,31 @@ def measure_views(run: Run) -> Seen:
         _compared(int(view), picture, torch.from_numpy(scene.pictures[view]))
         for view, picture in zip(views, pictures, strict=True)
     ]
-    table = pd.DataFrame(entries)
-    text = table.to_csv(index=False)
-    write_atomically(run.path / TABLE, lambda stream: stream.write(text.encode()))
     depths = torch.stack([depth for _, depth in found]).view(-1, rows, columns).numpy()
-    return Seen(scene, views, pictures.numpy(), depths, table)
+    return Seen(scene, views, pictures.numpy(), depths, pd.DataFrame(entries))
 
 
-def write_turn(run: Run, scene: Scene, *, num_frames: int = NUM_FRAMES) -> Path:
+def write_views(directory: Path, seen: Seen) -> None:
+    """Write the table of views as ``views.csv``.
+
+    Raises:
+        ResourceError: If the disk is full.
+    """
+    text = seen.table.to_csv(index=False).encode()
+    write_atomically(directory / TABLE, lambda stream: stream.write(text))
+
+
+def write_turn(
+    directory: Path, model: Volume, scene: Scene, *, num_frames: int = NUM_FRAMES
+) -> Path:
     """Write a turn around the fitted scene as an animated GIF, ``turntable.gif``.
 
     The cameras go round at the median distance and height of those of the scene; of one that is
     seen from one side only, they sway in front of it.
 
     Args:
-        run: Of a scene.
+        directory: Of the run.
+        model: What was fitted.
         scene: The scene.
         num_frames: Pictures of the turn.
 
@@ -100,7 +120,6 @@ def write_turn(run: Run, scene: Scene, *, num_frames: int = NUM_FRAMES) -> Path:
     """
     from PIL import Image
 
-    model = _field(run)
     moving = _around(scene, num_frames)
     frames = []
     for view in range(num_frames):
@@ -111,7 +130,7 @@ def write_turn(run: Run, scene: Scene, *, num_frames: int = NUM_FRAMES) -> Path:
     frames[0].save(
         stream, format="GIF", save_all=True, append_images=frames[1:], duration=DURATION, loop=0
     )
-    path = run.path / TURN
+    path = directory / TURN
     write_atomically(path, lambda file: file.write(stream.getvalue()))
     return path
 
@@ -133,7 +152,12 @@ def rendered(model: Volume, rays: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(colours), torch.cat(depths)
 
 
-def _field(run: Run) -> RadianceField:
+def radiance_of(run: Run) -> RadianceField:
+    """Return the field at the last checkpoint.
+
+    Raises:
+        InputError: If it is a module of a user's own.
+    """
     model = run.model(run.steps[-1])
     if not isinstance(model, RadianceField):
         raise InputError(f"run {run.path} must hold a radiance field, it holds a module of yours.")

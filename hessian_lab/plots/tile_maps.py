@@ -117,6 +117,47 @@ def plot_clip_tiles(
     return figure
 
 
+def plot_cells(
+    table: pd.DataFrame,
+    spectra: pd.DataFrame | None,
+    *,
+    side: int,
+    title: str | None = None,
+) -> Figure:
+    """Return maps through a grid of cells, seen from above, at some heights; empty cells are white.
+
+    Args:
+        table: Places ``x``, ``y``, ``z`` and ``psnr`` of the occupied cells.
+        spectra: Places, ``kappa``, ``resolved`` and ``zero_share``.
+        side: Cells along each axis of the box [-1, 1]³.
+        title: Of the figure.
+    """
+    rows = [
+        None if each is None else each.assign(row=side - 1 - each["y"], column=each["x"])
+        for each in (table, spectra)
+    ]
+    assert rows[0] is not None
+    panels = _panels(rows[0], rows[1])
+    levels = np.unique(table["z"].to_numpy(dtype=int))
+    chosen = levels[np.unique(np.linspace(0, len(levels) - 1, MOST_SLABS).round().astype(int))]
+    with styled():
+        figure = Figure(figsize=(2.6 * len(panels), 2.1 * len(chosen) + 0.4), layout="constrained")
+        grid = figure.subplots(len(chosen), len(panels), squeeze=False)
+        for axes, level in zip(grid, chosen[::-1], strict=True):
+            for panel, colours, (label, places, values, marks) in zip(
+                axes, MAPS, panels, strict=False
+            ):
+                inside = places["z"].to_numpy(dtype=int) == level
+                marked = None if marks is None else marks[inside]
+                numbers = np.asarray(values, dtype=float)
+                shown = places[inside], numbers[inside], marked, colours, (side, side), 1
+                _map(figure, panel, *shown, scale=numbers)
+                height = 2 * (level + 0.5) / side - 1
+                panel.set_title(f"{label}, z = {height:+.2f}")
+        set_title(figure, title)
+    return figure
+
+
 def _panels(table: pd.DataFrame, spectra: pd.DataFrame | None) -> list[Panel]:
     panels: list[Panel] = [("PSNR (dB)", table, table["psnr"].to_numpy(), None)]
     if spectra is None:

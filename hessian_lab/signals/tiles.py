@@ -69,6 +69,13 @@ class Tiled:
         return self.sides[-1]
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says beside the source."""
+        found = {"tile": self.tile, "shape": list(self.shape), "grid": list(self.grid)}
+        moving = {} if self.rate is None else {"tile_frames": self.sides[0], "rate": self.rate}
+        return found | moving
+
+    @property
     def axes(self) -> tuple[str, ...]:
         """What the axes are called."""
         return AXES[-len(self.sides) :]

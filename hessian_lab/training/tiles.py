@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from hessian_lab.errors import InputError, UsageError
 from hessian_lab.fields.stack import FieldStack, stack_fields
 from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
 from hessian_lab.probe.memory import require_bytes
+from hessian_lab.signal import Source
 from hessian_lab.signals.gif import gif_bytes
 from hessian_lab.signals.tiles import Tiled, load_tiles
 from hessian_lab.training.files import (
@@ -50,6 +51,47 @@ MOST_PIXELS = 1 << 27
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Watch = Callable[[int, pd.DataFrame], None]
+
+
+class Blocks(Protocol):
+    """What many small fields are fitted to, each to its part: ``Tiled``, or cells of a volume."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes, then channels."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """What the axes are called."""
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Lengths of a part along each axis."""
+
+    @property
+    def num_tiles(self) -> int:
+        """How many parts there are."""
+
+    @property
+    def num_points(self) -> int:
+        """Points of a part."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says beside the source."""
+
+    @property
+    def source(self) -> Source:
+        """Where the data come from."""
+
+    def corner(self, index: int) -> tuple[int, ...]:
+        """Return the place of a part along each axis."""
+
+    def coords(self) -> Tensor:
+        """Return the coordinates [p, d] of every part."""
+
+    def values(self, start: int, stop: int) -> Tensor:
+        """Return the values [k, p, c] of some parts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +185,7 @@ def train_tiles(
         raise UsageError(f"block must be at least 1, got {block}.")
     asked_size = setup.size
     setup = replace(setup.resolved(), size=asked_size)
-    _check(setup)
+    check_setup(setup)
     usable_device(setup.device)
     image = _loaded(setup, tile, tile_frames)
     cut = {"tile": tile} if image.rate is None else {"tile": tile, "tile_frames": image.sides[0]}
@@ -151,9 +193,12 @@ def train_tiles(
     path = Path(out).expanduser() if out else Path("runs") / f"tiles-{digest(known)}"
     make_directory(path)
     with locked(path), using_threads(setup.threads or torch.get_num_threads()):
-        _claim(path, setup, image, known, overwrite=overwrite)
-        _Training(path, setup, image, block, watch).run()
-    return load_tile_run(path)
+        claim(path, setup, image, known, overwrite=overwrite)
+        train_blocks(path, setup, image, block, watch)
+        done = load_tile_run(path)
+        if not done.shown.exists() and math.prod(image.shape[:-1]) <= MOST_PIXELS:
+            _draw(done, image, block)
+    return done
 
 
 def load_tile_run(path: str | Path) -> TileRun:
@@ -163,15 +208,27 @@ def load_tile_run(path: str | Path) -> TileRun:
         InputError: If the directory holds none, or one of a newer format.
     """
     directory = Path(path).expanduser()
+    record, table = read_tiles(directory)
+    if "tile" not in record:
+        raise InputError(f"run must be one of tiles, {directory} is one of cells.")
+    setup = setup_from_json(record["setup"])
+    tile, frames = int(record["tile"]), record.get("tile_frames")
+    return TileRun(directory, setup, tile, frames, record, table)
+
+
+def read_tiles(directory: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Return the record of a run of tiles or cells, and the table of what is done.
+
+    Raises:
+        InputError: If the directory holds none, or one of a newer format.
+    """
     record = read_json(directory / RECORD, "a run of tiles")
     if record.get("format_version") != FORMAT_VERSION:
         raise InputError(
             f"run must be of format {FORMAT_VERSION}, {directory} is of format "
             f"{record.get('format_version')}. Update hessian-lab."
         )
-    setup = setup_from_json(record["setup"])
-    tile, frames = int(record["tile"]), record.get("tile_frames")
-    return TileRun(directory, setup, tile, frames, record, _table(directory))
+    return record, _table(directory)
 
 
 def _loaded(setup: Setup, tile: int, tile_frames: int | None) -> Tiled:
@@ -179,7 +236,12 @@ def _loaded(setup: Setup, tile: int, tile_frames: int | None) -> Tiled:
     return load_tiles(setup.signal, tile, setup.size, frames=tile_frames, **clip)
 
 
-def _check(setup: Setup) -> None:
+def check_setup(setup: Setup) -> None:
+    """Check that fields that are trained together can be trained so.
+
+    Raises:
+        UsageError: If not.
+    """
     if setup.optimizer not in OPTIMIZERS:
         raise UsageError(
             f"optimizer must be {' or '.join(OPTIMIZERS)} for tiles, got {setup.optimizer}."
@@ -202,10 +264,28 @@ def _table(directory: Path) -> pd.DataFrame:
         raise InputError(f"run must have a readable {TABLE}, {directory}: {error}.") from error
 
 
-def _claim(
-    path: Path, setup: Setup, image: Tiled, known: dict[str, Any], *, overwrite: bool
+def claim(
+    path: Path,
+    setup: Setup,
+    image: Blocks,
+    known: dict[str, Any],
+    *,
+    overwrite: bool,
+    more: dict[str, Any] | None = None,
 ) -> None:
-    """Make the directory hold this run and no other."""
+    """Make the directory hold this run and no other.
+
+    Args:
+        path: The directory, locked.
+        setup: Of the fields.
+        image: What they are fitted to.
+        known: What defines the run.
+        overwrite: Start anew even if the directory holds such a run.
+        more: What else its record shall say.
+
+    Raises:
+        UsageError: If it holds something else.
+    """
     mark = digest(known)
     if (path / RECORD).exists() and not overwrite:
         there = read_json(path / RECORD, "a run of tiles")
@@ -224,17 +304,13 @@ def _claim(
         "format_version": FORMAT_VERSION,
         "identity": mark,
         "setup": setup.to_json(),
-        "tile": image.tile,
-        "shape": list(image.shape),
-        "grid": list(image.grid),
+        **image.facts,
         "num_parameters": setup.num_parameters(len(image.sides), image.shape[-1]),
         "data": vars(image.source),
         "provenance": provenance(torch.device(setup.device)),
         "seconds": 0.0,
     }
-    if image.rate is not None:
-        record |= {"tile_frames": image.sides[0], "rate": image.rate}
-    write_json(path / RECORD, record)
+    write_json(path / RECORD, record | (more or {}))
 
 
 def _stack(setup: Setup, count: int, channels: int, first: int = 0, *, dims: int = 2) -> FieldStack:
@@ -246,11 +322,20 @@ def _stack(setup: Setup, count: int, channels: int, first: int = 0, *, dims: int
     )
 
 
+def train_blocks(path: Path, setup: Setup, image: Blocks, block: int, watch: Watch | None) -> None:
+    """Train the blocks that are not done; the directory is claimed and locked.
+
+    Raises:
+        ResourceError: If a block does not fit in memory, or the parameters on the disk.
+    """
+    _Training(path, setup, image, block, watch).run()
+
+
 class _Training:
     """What is done of a run, and what is left."""
 
     def __init__(
-        self, path: Path, setup: Setup, image: Tiled, block: int, watch: Watch | None
+        self, path: Path, setup: Setup, image: Blocks, block: int, watch: Watch | None
     ) -> None:
         self.path, self.setup, self.image, self.block = path, setup, image, block
         self.watch = watch
@@ -281,7 +366,7 @@ class _Training:
         )
 
     def run(self) -> None:
-        """Train the blocks that are not done, and draw the whole."""
+        """Train the blocks that are not done."""
         rows: list[Any] = _table(self.path).to_dict("records")
         # A process that was killed between the two files has one block more of losses.
         losses = list(np.load(self.path / LOSSES)[: len(rows)]) if rows else []
@@ -298,9 +383,6 @@ class _Training:
                     self.watch(count, pd.DataFrame(rows))
         finally:
             writer.close()
-        done = load_tile_run(self.path)
-        if not done.shown.exists() and math.prod(self.image.shape[:-1]) <= MOST_PIXELS:
-            _draw(done, self.image, self.block)
 
     def _train(
         self, start: int, stop: int, writer: TrajectoryWriter
