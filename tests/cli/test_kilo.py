@@ -83,7 +83,8 @@ FILM = ("--signal", "kenburns", "--size", "9", "--seconds", "0.5", "--tile", "8"
 FILM += ("--tile-frames", "4", "--depth", "1", "--steps", "2")
 
 
-def test_kilo_cuts_a_video_in_boxes(tmp_path):
+def test_kilo_cuts_a_video_in_boxes(tmp_path, monkeypatch):
+    monkeypatch.setattr("hessian_lab.plots.style.save", lambda *_: [])
     words = ("kilo", *FILM, "--spectra", "--every", "3", "--out", "run", "--json", "--quiet")
     told = typed(tmp_path, *words)
     assert told.status == 0, told.err

@@ -205,7 +205,7 @@ def folder(path):
         (holding_nan, r"signal must have finite pixels, \S+ has NaN or Inf\."),
         (holding_inf, r"signal must have finite pixels, \S+ has NaN or Inf\."),
         (one_pixel_high, r"signal must have at least 2 pixels a side, \S+ has \[1, 8\]\."),
-        (folder, r"signal must be a readable image file, \S+: Is a directory\."),
+        (folder, r"signal must be a folder of PNG or JPEG frames, \S+ has none\."),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "eigs"])

@@ -31,7 +31,11 @@ TINY = (*CLIP, *FIELD)
 @pytest.fixture
 def unsaved(monkeypatch):
     """Leave pictures away, which take most of the time."""
-    monkeypatch.setattr("hessian_lab.plots.style.save", lambda *_: [])
+
+    def save(_figure, stem, **_):
+        return [stem.with_suffix(ending) for ending in (".png", ".pdf")]
+
+    monkeypatch.setattr("hessian_lab.plots.style.save", save)
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,7 @@ def test_the_written_clip_is_the_video_beside_the_field(told):
         assert image.info["duration"] == 100
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_people_are_told_of_frames_and_files(told):
     place, answer = told
     again = typed(place, "train", *TINY, "--points", "9", "--out", "run")
@@ -101,6 +106,7 @@ def test_its_hessian_is_that_of_autograd(told):
     assert last["lambda_min"] == pytest.approx(float(found[0]), rel=1e-6)
 
 
+@pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize(
     "words", [("trace", "--method", "exact"), ("cond",), ("sparsity", "--every", "2")]
 )

@@ -36,8 +36,9 @@ def registered(monkeypatch, tmp_path, url="http://nowhere.invalid/brahms.wav"):
     path.write_text(LINES.format(url=url, bytes=len(sound()), sha256=DIGEST))
     with path.open("rb") as stream:
         entries = registry.read(stream)
-    monkeypatch.setattr(registry, "entries", lambda: entries)
+    # First where it may be imported now, with the registry that is to come back.
     monkeypatch.setattr("hessian_lab.cli.data.entries", lambda: entries)
+    monkeypatch.setattr(registry, "entries", lambda: entries)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("HESSIAN_LAB_DATA", raising=False)

@@ -377,11 +377,10 @@ def test_films_that_are_damaged_or_something_else_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"signal must be a (whole )?video, .*b\.mp4"):
         load_signal(str(path))
     # A playlist would make a decoder open what it names.
-    path.write_text(
-        f"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:2,\n{tmp_path / 'a.mp4'}\n#EXT-X-ENDLIST\n"
-    )
-    with pytest.raises(InputError, match=r"b\.mp4 cannot be read as one: Invalid data[^']*\.$"):
-        load_signal(str(path))
+    for text in (f"#EXTM3U\n#EXTINF:2,\n{tmp_path}/a.mp4\n", "ffconcat version 1.0\nfile a.mp4\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"b\.mp4 cannot be read as one: Invalid data[^']*\.$"):
+            load_signal(str(path))
 
 
 def test_films_without_pictures_are_refused(tmp_path):
