@@ -44,8 +44,6 @@ CHECKPOINTS = 25
 PRINTED_GAIN, PRINTED_SPEED = 31.68 - 28.05, 2.0
 # P1s §4.5: the same over boxes, on average and at most.
 PRINTED_KILO, PRINTED_MOST = 4.0, 11.0
-# A ratio is about the printed one if its interval lies within this factor of it.
-ROUGHLY = 1.5
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def _one_field(rows: pd.DataFrame) -> Verdict | None:
     gain, low, high = bootstrap_mean(tuned)
     speeds = np.exp(bootstrap_mean(np.log(times)))
     steps = min(row["step"][-1] for row in rows.to_dict("records") if row["step"])
-    printed = low <= PRINTED_GAIN <= high and _roughly(speeds[1], speeds[2], PRINTED_SPEED)
+    printed = low <= PRINTED_GAIN <= high and speeds[1] <= PRINTED_SPEED <= speeds[2]
     ahead = low > 0 or min(slow) > 0
     answer: Answer = "holds" if printed else "holds only under" if ahead else "does not hold"
     measured = (
@@ -229,7 +227,7 @@ def _many_fields(rows: pd.DataFrame) -> Verdict:
         slow += ratios_of_tiles(methods["adam 1e-4"], methods["lbfgs"])
         firsts.append(methods["lbfgs"]["wall"] / methods["lbfgs"]["steps"])
     center, low, high = bootstrap_median(tuned)
-    printed = _roughly(low, high, PRINTED_KILO) and max(tuned) >= PRINTED_MOST
+    printed = low <= PRINTED_KILO <= high and max(tuned) >= PRINTED_MOST
     under = float(np.median(slow)) >= PRINTED_KILO or low > 1
     answer: Answer = "holds" if printed else "holds only under" if under else "does not hold"
     measured = (
@@ -239,10 +237,6 @@ def _many_fields(rows: pd.DataFrame) -> Verdict:
         f"iteration of all boxes takes {spread(firsts)} s"
     )
     return Verdict("C107", answer, measured, _settings(rows))
-
-
-def _roughly(low: float, high: float, printed: float) -> bool:
-    return printed / ROUGHLY <= low and high <= printed * ROUGHLY
 
 
 def _quantiles(numbers: list[float]) -> str:

@@ -77,7 +77,7 @@ def test_commands_of_tiles_run(tmp_path, monkeypatch, capsys):
     for line in blocks("sh")[5].splitlines():
         words = shlex.split(line)[1:]
         assert main([*words, "--size", "48", "--tile", "16", "--width", "4", "--quiet"]) == 0
-    assert "spectra of 2 tiles" in capsys.readouterr().out
+    assert "spectra of 2 fields" in capsys.readouterr().out
 
 
 def test_commands_of_sounds_and_solids_run(tmp_path, monkeypatch, capsys):
@@ -89,6 +89,15 @@ def test_commands_of_sounds_and_solids_run(tmp_path, monkeypatch, capsys):
     assert "IoU" in capsys.readouterr().out
     assert main(shlex.split(listing)[1:]) == 0
     assert "brahms" in capsys.readouterr().out
+
+
+def test_commands_of_radiance_fields_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    eigs, distil = blocks("sh")[7].splitlines()
+    small = ("--width", "6", "--samples", "8", "--quiet")
+    assert main([*shlex.split(eigs)[1:], *small]) == 0
+    assert main([*shlex.split(distil)[1:], "--width", "6", "--steps", "5", "--quiet"]) == 0
+    assert "occupied cells" in capsys.readouterr().out
 
 
 def test_commands_install_with_the_constraints_and_their_extra():

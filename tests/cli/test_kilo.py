@@ -14,7 +14,7 @@ def test_kilo_trains_measures_and_draws(tmp_path):
     assert told.status == 0
     assert told.err == ""
     assert "9 fields sine 1×3 (21 parameters each) on 8×8 tiles of retina 24×24" in told.out
-    assert "spectra of 9 tiles, float64" in told.out
+    assert "spectra of 9 fields, float64" in told.out
     assert np.asarray(Image.open(tmp_path / "run/fitted.png")).shape == (24, 24, 3)
     for name in ("tiles.png", "tiles.pdf"):
         assert (tmp_path / "run/figures" / name).stat().st_size > 5_000
