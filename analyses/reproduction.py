@@ -31,6 +31,8 @@ STUDIES = (
     "field_frequencies",
     "optimizer_cost",
     "kilo_fields",
+    "sound_fields",
+    "occupancy_convergence",
 )
 MARKS = {
     "holds": "✔ holds",

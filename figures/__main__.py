@@ -24,6 +24,8 @@ NAMES = (
     "convergence_rates",
     "field_frequencies",
     "kilo_fields",
+    "sound_fields",
+    "occupancy_convergence",
 )
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"
