@@ -37,7 +37,10 @@ def _order(rows: pd.DataFrame) -> Verdict | None:
     known = here(rows)
     if not len(known):
         return None
-    clips = {str(clip): dict(list(one.groupby("field"))) for clip, one in known.groupby("clip")}
+    clips = {
+        str(clip): dict(list(one.groupby("field", sort=False)))
+        for clip, one in known.groupby("clip", sort=False)
+    }
     ends = {
         clip: {field: _last(one) for field, one in fields.items()} for clip, fields in clips.items()
     }
@@ -49,11 +52,14 @@ def _order(rows: pd.DataFrame) -> Verdict | None:
     if answer == "does not hold" and any(ranked.values()):
         answer = "holds only under"
     parts = [
-        f"{clip}: " + ", ".join(f"{field} {spread(values)}" for field, values in found.items())
+        f"{clip}: "
+        + ", ".join(f"{_short(field)} {spread(values)}" for field, values in found.items())
         for clip, found in ends.items()
     ]
     where = "; ".join(
-        f"{' > '.join(order)} in {', '.join(names)}" for order, names in ranked.items() if names
+        f"{' > '.join(map(_short, order))} in {', '.join(names)}"
+        for order, names in ranked.items()
+        if names
     )
     return Verdict(
         "C101",
@@ -62,6 +68,11 @@ def _order(rows: pd.DataFrame) -> Verdict | None:
         f"{_clips(known)}; in the papers' order: {where or 'none'}; a Gaussian's number is its σ, "
         f"a sine's its first two ω{left_out(rows, 'clip')}",
     )
+
+
+def _short(name: str) -> str:
+    """Return the name of a field without what ends an entry of a list."""
+    return name.replace(", ", "/")
 
 
 def _other(name: str) -> tuple[str, ...]:
@@ -91,7 +102,7 @@ def _omega(rows: pd.DataFrame) -> Verdict | None:
     if not len(known):
         return None
     gaps, parts = {}, []
-    for clip, group in known.groupby("clip"):
+    for clip, group in known.groupby("clip", sort=False):
         ends = {
             pair: float(np.median(_last(one))) for pair, one in group.groupby(["first", "second"])
         }

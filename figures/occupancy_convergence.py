@@ -14,9 +14,9 @@ NAME = "occupancy_convergence"
 CAPTION = (
     "Each optimizer at its best rate (chosen on another seed), batches of 2,048 of 30,000 points, "
     "five linear maps of 64. Above: cross-entropy against epochs on the terrain (elevations from "
-    "matplotlib's sample data), median and range over seeds. Below left: the last cross-entropy "
-    "over Adam's on the same solid and seed, terrain and Spot (Keenan Crane, public domain); "
-    "points on the rim lie beyond. Below right: Chamfer distance between the field's surface and the "
+    "matplotlib's sample data), median and range over seeds. Middle: the last cross-entropy "
+    "over Adam's on the same solid and seed, terrain and Spot (Keenan Crane, public domain); what "
+    "is on the rim lies beyond. Below: Chamfer distance between the field's surface and the "
     "solid's, in half the box, against epochs; the dotted line is that of the terrain from itself. "
     "The ε of ESGD and AdaHessian is 1e-4 unless told. After P2 Figs 4, 6, 15–19 and P3 Figs 3, 6."
 )
@@ -40,7 +40,7 @@ COLORS = {
 MARKS = ("o", "^", "s")
 DASHES = ("-", "--", ":")
 # How far from Adam's the lower panels show.
-REACH = (0.6, 2.5)
+REACH = (0.5, 4.0)
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -50,13 +50,12 @@ def draw(record: dict[str, Any]) -> Figure:
         rows = rows[rows["skipped"].isna()]
     short, long = (rows[rows["part"] == part] for part in ("short", "long"))
     with styled():
-        figure = Figure(figsize=(7.1, 5.6), layout="constrained")
-        top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.2])
-        _curves(top, short)
-        left, right = bottom.subfigures(1, 2, width_ratios=[1.25, 1])
-        _ends(left, short)
+        figure = Figure(figsize=(7.1, 7.4), layout="constrained")
+        blocks = figure.subfigures(3, 1, height_ratios=[1, 1.15, 0.95])
+        _curves(blocks[0], short)
+        _ends(blocks[1], short)
         if len(long):
-            _surfaces(right, long)
+            _surfaces(blocks[2], long)
     return figure
 
 
@@ -109,6 +108,8 @@ def _ends(block: FigureBase, rows: pd.DataFrame) -> None:
             for place, method in enumerate(methods):
                 found = _last(chosen, method)
                 ratios = [found[seed] / adam[seed] for seed in found if seed in adam]
+                if not ratios:
+                    continue
                 x = np.clip(np.nan_to_num(ratios, posinf=1e3), *REACH)
                 y = np.full(len(x), place - 0.15 if mark == MARKS[0] else place + 0.15)
                 color = COLORS.get(method, "0.4")
@@ -117,18 +118,21 @@ def _ends(block: FigureBase, rows: pd.DataFrame) -> None:
         panel.axvline(1, color=BLUE, lw=0.8)
         panel.set_xscale("log")
         panel.set_xlim(*REACH)
-        panel.xaxis.set_major_locator(FixedLocator([0.7, 1, 1.5, 2]))
+        panel.xaxis.set_major_locator(FixedLocator([0.7, 1, 1.5, 2, 3]))
         panel.xaxis.set_minor_locator(NullLocator())
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.set_title(TITLES[field])
     panels[0].set_yticks(range(len(methods)), methods, fontsize=7)
     panels[0].set_ylim(len(methods) - 0.4, -0.6)
-    for solid, mark in zip(solids, MARKS, strict=False):
-        panels[0].plot([], [], mark, ms=3.5, color="0.4", label=solid)
+    _legend(block, panels, [(solid, mark, "") for solid, mark in zip(solids, MARKS, strict=False)])
     block.supxlabel("last cross-entropy over Adam's", fontsize=9)
-    block.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(solids)
-    )
+
+
+def _legend(block: FigureBase, panels: Any, looks: list[tuple[str, str, str]]) -> None:
+    """Say beside the panels which mark or dash is which solid."""
+    for solid, mark, dashes in looks:
+        panels[0].plot([], [], mark + dashes, ms=3.5, color="0.4", lw=1, label=solid)
+    block.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
 
 
 def _last(rows: pd.DataFrame, method: str) -> dict[int, float]:
@@ -145,19 +149,11 @@ def _surfaces(block: FigureBase, rows: pd.DataFrame) -> None:
                 chosen = rows[
                     (rows["field"] == field) & (rows["solid"] == solid) & (rows["method"] == method)
                 ]
-                label = f"{method}, {solid}"
-                look = {"color": COLORS[method], "ls": dashes, "label": label}
                 # The start has the surface of noise.
-                _band(panel, chosen, "chamfer", first=1, **look)
+                _band(panel, chosen, "chamfer", first=1, color=COLORS[method], ls=dashes)
         panel.axhline(rows.iloc[0]["floor"], color="0.5", ls=":", lw=0.8)
         panel.set_yscale("log")
         panel.set_title(TITLES[field])
         panel.set_xlabel("epoch")
     panels[0].set_ylabel("Chamfer distance")
-    block.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside upper center",
-        ncols=len(solids),
-        fontsize=7,
-        handlelength=2.2,
-    )
+    _legend(block, panels, [(solid, "", mark) for solid, mark in zip(solids, DASHES, strict=False)])

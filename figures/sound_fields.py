@@ -98,7 +98,7 @@ def _grids(block: FigureBase, rows: pd.DataFrame) -> None:
     groups = _groups(rows, "clip")
     panels = _panels(block, groups)
     first, second = (sorted(set(rows[name])) for name in ("first", "second"))
-    for panel, group in zip(panels, groups.values(), strict=True):
+    for panel, (clip, group) in zip(panels, groups.items(), strict=True):
         ends = group.assign(end=[row[-1] if row else np.nan for row in group["snr"]])
         table = ends.pivot_table(index="first", columns="second", values="end", aggfunc="median")
         values = table.reindex(index=first, columns=second).to_numpy()
@@ -114,9 +114,7 @@ def _grids(block: FigureBase, rows: pd.DataFrame) -> None:
         panel.set_xticks(range(len(second)), [f"{value:g}" for value in second])
         panel.set_yticks(range(len(first)), [f"{value:g}" for value in first])
         panel.set_xlabel("ω of the second layer")
-        panel.set_title(
-            f"{panel.get_title()}: SNR (dB) after {group.iloc[0]['step'][-1]} iterations"
-        )
+        panel.set_title(f"{clip}: SNR (dB) after {group.iloc[0]['step'][-1]} iterations")
     panels[0].set_ylabel("ω of the first")
 
 
