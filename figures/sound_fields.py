@@ -29,7 +29,8 @@ LOOKS = {
 }
 METHODS = {
     "lbfgs": (VERMILLION, "L-BFGS"),
-    "adam": (BLUE, "Adam, best rate"),
+    "adam": (BLUE, "Adam, best by entropy"),
+    "adam by IoU": (GREEN, "Adam, best by IoU"),
     "adam 1e-4": (SKY, "Adam, 1e-4"),
 }
 PRINTED = (3000.0, 3000.0)
@@ -127,4 +128,4 @@ def _solids(block: FigureBase, rows: pd.DataFrame) -> None:
             _band(panel, curves, "cpu", "iou", color, "-", label)
         panel.set_xlabel("seconds of one core")
     panels[0].set_ylabel("IoU")
-    block.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    block.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)

@@ -208,9 +208,10 @@ def test_the_printed_frequencies_must_be_within_a_decibel_of_the_best(second, an
 
 
 def shapes(lbfgs, adam, slow):
+    runs = {"lbfgs": lbfgs, "adam": adam, "adam by IoU": adam, "adam 1e-4": slow}
     rows = [
         {"part": "solid", "method": method} | row | {"seed": seed}
-        for method, row in {"lbfgs": lbfgs, "adam": adam, "adam 1e-4": slow}.items()
+        for method, row in runs.items()
         for seed in (1, 2, 3)
     ]
     return answers(sound_fields.verdicts(pd.DataFrame(rows)))["C104"]
@@ -223,6 +224,9 @@ def test_lbfgs_must_be_higher_at_equal_seconds_and_twice_as_fast():
     assert shapes(run(0.0, seconds=2.0, iou=0.9), run(0.0, iou=0.9), slow) == "holds only under"
     assert shapes(run(0.5, iou=0.6), run(0.0, iou=0.9), slow) == "holds only under"
     assert shapes(run(0.9, iou=0.1), run(0.0, iou=0.9), run(0.5)) == "does not hold"
+    gone = run(0.0) | solids.NOTHING
+    assert shapes(run(0.0, seconds=5.0, iou=0.9), gone, slow) == "holds only under"
+    assert shapes(gone, run(0.0), slow) == "does not hold"
 
 
 def judged(rows, part="short", field="gaussian"):
