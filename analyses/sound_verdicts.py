@@ -164,13 +164,13 @@ def _solid(rows: pd.DataFrame) -> Verdict | None:
     }
     edge = ", ".join(dict.fromkeys(known[known["at_edge"]]["method"]))
     told = f"; best rate at the edge of those tried: {edge}" if edge else ""
-    parts = "; ".join(f"{ADAMS[name]} {one}" for name, one in compared.items())
+    parts = "; ".join(f"{ADAMS[name]}: {one}" for name, one in compared.items())
     return Verdict(
         "C104",
         answer,
         f"L-BFGS: IoU {spread(ends['iou'])}, pieces {spread(ends['components'])}, in "
-        f"{spread(ends['cpu'])} s of one core; at equal iterations and at equal seconds {parts} "
-        f"(printed {PRINTED_SPEED:g})",
+        f"{spread(ends['cpu'])} s of one core; at equal iterations and at equal seconds "
+        f"{parts} (printed {PRINTED_SPEED:g})",
         f"sine {lbfgs[0]['shape']}, {lbfgs[0]['points']:g} points of "
         f"{', '.join(dict.fromkeys(known['solid']))} at once, {known['seed'].nunique()} seeds, "
         f"rates chosen on another{told}; L-BFGS's IoU is higher in every pair at equal seconds "
