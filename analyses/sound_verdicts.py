@@ -160,7 +160,8 @@ def _solid(rows: pd.DataFrame) -> Verdict | None:
     answer: Answer = "holds" if holds else "holds only under" if ahead else "does not hold"
     lbfgs = known[known["method"] == "lbfgs"].to_dict("records")
     ends = {
-        name: [row[name][-1] for row in lbfgs if row[name]] for name in ("iou", "components", "cpu")
+        name: _told([row[name][-1] for row in lbfgs if row[name]])
+        for name in ("iou", "components", "cpu")
     }
     edge = ", ".join(dict.fromkeys(known[known["at_edge"]]["method"]))
     told = f"; best rate at the edge of those tried: {edge}" if edge else ""
@@ -168,8 +169,8 @@ def _solid(rows: pd.DataFrame) -> Verdict | None:
     return Verdict(
         "C104",
         answer,
-        f"L-BFGS: IoU {spread(ends['iou'])}, pieces {spread(ends['components'])}, in "
-        f"{spread(ends['cpu'])} s of one core; at equal iterations and at equal seconds "
+        f"L-BFGS: IoU {ends['iou']}, pieces {ends['components']}, in "
+        f"{ends['cpu']} s of one core; at equal iterations and at equal seconds "
         f"{parts} (printed {PRINTED_SPEED:g})",
         f"sine {lbfgs[0]['shape']}, {lbfgs[0]['points']:g} points of "
         f"{', '.join(dict.fromkeys(known['solid']))} at once, {known['seed'].nunique()} seeds, "
@@ -195,11 +196,14 @@ class _Compared:
 
     def __str__(self) -> str:
         low, middle, high = self.speed
-        pieces = spread(self.pieces) if self.pieces else "none"
         return (
-            f"IoU {spread(self.steps)} and {spread(self.iou)}, pieces then {pieces}, its time over "
+            f"IoU {spread(self.steps)} and {spread(self.iou)}, pieces then {_told(self.pieces)}, its time over "
             f"L-BFGS's to one cross-entropy {middle:.2f} [{low:.2f}, {high:.2f}]"
         )
+
+
+def _told(numbers: list[float]) -> str:
+    return spread(numbers) if numbers else "none"
 
 
 def _after(row: dict[str, Any], step: list[int]) -> float:
