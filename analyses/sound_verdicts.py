@@ -197,8 +197,8 @@ class _Compared:
     def __str__(self) -> str:
         low, middle, high = self.speed
         return (
-            f"IoU {spread(self.steps)} and {spread(self.iou)}, pieces then {_told(self.pieces)}, its time over "
-            f"L-BFGS's to one cross-entropy {middle:.2f} [{low:.2f}, {high:.2f}]"
+            f"IoU {spread(self.steps)} and {spread(self.iou)}, pieces then "
+            f"{_told(self.pieces)}, its time over L-BFGS's to one cross-entropy {middle:.2f} [{low:.2f}, {high:.2f}]"
         )
 
 
