@@ -198,7 +198,8 @@ class _Compared:
         low, middle, high = self.speed
         return (
             f"IoU {spread(self.steps)} and {spread(self.iou)}, pieces then "
-            f"{_told(self.pieces)}, its time over L-BFGS's to one cross-entropy {middle:.2f} [{low:.2f}, {high:.2f}]"
+            f"{_told(self.pieces)}, its time over L-BFGS's to one cross-entropy "
+            f"{middle:.2f} [{low:.2f}, {high:.2f}]"
         )
 
 
