@@ -55,22 +55,34 @@ def compared(
         tune_seed: Chooses the rate, by the last PSNR.
         seeds: Are compared; a run that diverged has an empty curve.
     """
+    chosen = choose(method, lambda rate: _end(curve(setup(rate, tune_seed))))
+    return [
+        {"seed": seed, **chosen, **(curve(setup(chosen["lr"], seed)) or NOTHING)} for seed in seeds
+    ]
+
+
+def choose(method: Method, trial: Callable[[float], float | None]) -> Row:
+    """Choose the rate that scores best; return what a row says of it.
+
+    Args:
+        method: What is compared; of a single rate nothing is tried.
+        trial: The score of a rate, None if it diverged.
+    """
     rate, tuning = method.rates[0], []
     if len(method.rates) > 1:
-        tuning = [_end(curve(setup(each, tune_seed))) for each in method.rates]
+        tuning = [trial(each) for each in method.rates]
         best = max(tuning, key=lambda end: -np.inf if end is None else end)
         rate = method.rates[tuning.index(best)]
     edge = len(method.rates) > 1 and rate in (method.rates[0], method.rates[-1])
-    chosen = {"lr": rate, "at_edge": edge, "rates": list(method.rates), "tuning": tuning}
-    return [{"seed": seed, **chosen, **(curve(setup(rate, seed)) or NOTHING)} for seed in seeds]
+    return {"lr": rate, "at_edge": edge, "rates": list(method.rates), "tuning": tuning}
 
 
 def _end(found: Row | None) -> float | None:
     return None if found is None else found["psnr"][-1]
 
 
-def curve(setup: Setup) -> Row | None:
-    """Return PSNR, seconds and evaluations by step of one run, or None if it diverged."""
+def curve(setup: Setup, quantity: str = "psnr") -> Row | None:
+    """Return PSNR or SNR, seconds and evaluations by step of one run, or None if it diverged."""
     with TemporaryDirectory() as directory:
         try:
             metrics = train(setup, out=Path(directory) / "run").metrics
@@ -79,7 +91,7 @@ def curve(setup: Setup) -> Row | None:
     return {
         "shape": f"{setup.depth}×{setup.width}",
         "step": [int(step) for step in metrics["step"]],
-        "psnr": [round(float(each), 2) for each in metrics["psnr"]],
+        quantity: [round(float(each), 2) for each in metrics[quantity]],
         "wall": [round(float(each), 3) for each in metrics["wall_s"]],
         "evaluations": [int(each) for each in metrics["evaluations"]],
     }

@@ -32,6 +32,8 @@ STUDIES = (
     "optimizer_cost",
     "kilo_fields",
     "video_fields",
+    "sound_fields",
+    "occupancy_convergence",
 )
 MARKS = {
     "holds": "✔ holds",

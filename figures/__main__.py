@@ -25,6 +25,8 @@ NAMES = (
     "field_frequencies",
     "kilo_fields",
     "video_fields",
+    "sound_fields",
+    "occupancy_convergence",
 )
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"

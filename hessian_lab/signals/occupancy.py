@@ -114,7 +114,7 @@ def held_out_grid(mesh: Mesh, resolution: int = RESOLUTION, *, margin: float = M
 
 def _near_surface(mesh: Mesh, num_points: int, spread: float, generator: torch.Generator) -> Tensor:
     """Return points [p, 3] of the box beside places that are uniform on the surface."""
-    places = _on_surface(mesh, num_points, generator)
+    places = on_surface(mesh, num_points, generator)
     points = torch.full_like(places, torch.inf)
     left = torch.arange(num_points)
     while len(left):
@@ -124,8 +124,8 @@ def _near_surface(mesh: Mesh, num_points: int, spread: float, generator: torch.G
     return points
 
 
-def _on_surface(mesh: Mesh, num_points: int, generator: torch.Generator) -> Tensor:
-    """Return points [p, 3], uniform by area."""
+def on_surface(mesh: Mesh, num_points: int, generator: torch.Generator) -> Tensor:
+    """Return points [p, 3] on a mesh, uniform by area."""
     shares = np.cumsum(mesh.areas)
     drawn = _uniform(num_points, 3, generator).numpy()
     # Beyond the last face only by rounding.
