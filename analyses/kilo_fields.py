@@ -91,6 +91,7 @@ def stack_rows(
     adam_factor: int,
     methods: dict[str, float | None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    seed: int = 0,
 ) -> list[Row]:
     """Train a stack of sine fields by every method; a row for each, with the curves of all fields.
 
@@ -102,6 +103,7 @@ def stack_rows(
         adam_factor: See ``steps``.
         methods: Their rates, None for L-BFGS; by default ``METHODS``.
         clock: Of the seconds.
+        seed: Of the first field's initialisation.
     """
     content = values.std(dim=1).mean(dim=1)
     rows = []
@@ -114,6 +116,7 @@ def stack_rows(
             width=shape[1],
             depth=shape[0],
             dtype=torch.float32,
+            seed=seed,
         )
         objective = StackedObjective(stack, coords.float(), values)
         taken = steps * (1 if rate is None else adam_factor)

@@ -31,6 +31,8 @@ STUDIES = (
     "field_frequencies",
     "optimizer_cost",
     "kilo_fields",
+    "kilo_radiance",
+    "patches",
     "video_fields",
     "sound_fields",
     "occupancy_convergence",

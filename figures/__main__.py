@@ -24,6 +24,8 @@ NAMES = (
     "convergence_rates",
     "field_frequencies",
     "kilo_fields",
+    "kilo_radiance",
+    "patches",
     "video_fields",
     "sound_fields",
     "occupancy_convergence",

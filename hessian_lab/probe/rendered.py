@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.fields.radiance import DENSITY, SHIFT, RadianceField
+from hessian_lab.fields.volume import absorbed
 from hessian_lab.probe.closed_form import Parts, Pass, assemble, run_pass
 from hessian_lab.probe.linearized import Matrix
 
@@ -166,7 +167,7 @@ def derivatives(raw: Tensor, rays: Tensor, slope: Tensor) -> Rendered:
     shade = torch.sigmoid(raw[..., 1:])
     shade_first = shade * (1 - shade)
     passed = torch.exp(-optical.cumsum(dim=1)).unsqueeze(2)  # Tⱼ₊₁ [r, s, 1]
-    weight = passed * torch.expm1(optical).unsqueeze(2)
+    weight = absorbed(optical)[0].unsqueeze(2)
     added = weight * shade
     behind = added.flip(1).cumsum(dim=1).flip(1) - added + passed[:, -1:] * rays[:, None, 9:10]
     seen = passed * shade - behind  # D [r, s, 3]

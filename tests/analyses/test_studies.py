@@ -46,6 +46,8 @@ MINIATURES = {
         study.quick, shape=(1, 4), size=8, batch_size=16, steps=4
     ),
     "kilo_fields": lambda study, _: study.quick,
+    "kilo_radiance": lambda study, _: study.quick,
+    "patches": lambda study, _: study.quick,
     "video_fields": lambda study, _: replace(study.quick, steps=4, kilo_steps=5),
     "wide_spectra": lambda study, _: replace(
         study.quick,

@@ -55,6 +55,26 @@ def test_the_gauss_newton_matrix_is_that_of_the_colours():
     assert_same(found, rows.T @ rows / signal.num_points)
 
 
+@pytest.mark.parametrize("output", [-50.0, 0.0, 60.0, 2000.0])
+def test_mists_and_walls_have_a_curvature_too(output):
+    field, signal = small("tanh"), scene()
+    with torch.no_grad():
+        field.field.maps[-1].bias[0] = output
+    expected = autograd_hessian(field, mse, signal)
+    assert bool(expected.isfinite().all())
+    assert_same(dense_hessian(field, mse, signal), expected)
+    assert_same(dense_ggn(field, mse, signal), ggn_rows(field, mse, signal))
+
+
+def test_rays_that_miss_the_box_add_nothing():
+    field, signal = small("gaussian"), scene()
+    rays = signal.coords.clone()
+    rays[3:, 6:8] = 0
+    few = Signal(signal.coords[:3], signal.values[:3])
+    missed = Signal(rays, signal.values)
+    assert_same(dense_hessian(field, mse, missed), dense_hessian(field, mse, few) / 3)
+
+
 def test_chunks_of_rays_sum_to_the_same(monkeypatch):
     field, signal = small("gaussian"), scene()
     whole = dense_hessian(field, mse, signal)
