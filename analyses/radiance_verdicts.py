@@ -249,7 +249,10 @@ def _error(rows: pd.DataFrame, told: str) -> Verdict | None:
             continue
         gaps = [_last(one, "error") - _last(adam, "error") for one, adam in pairs]
         lower[method] = bootstrap_mean(gaps)[2] < 0
-        ends = [float(np.mean([_last(row, "error") for row in side])) for side in zip(*pairs, strict=True)]
+        ends = [
+            float(np.mean([_last(row, "error") for row in side]))
+            for side in zip(*pairs, strict=True)
+        ]
         parts.append(f"{method} {ends[0]:.4f} against {ends[1]:.4f}, by {_interval(gaps, 4)}")
     if ESGD[0] not in lower:
         return None

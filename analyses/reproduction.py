@@ -36,6 +36,7 @@ STUDIES = (
     "video_fields",
     "sound_fields",
     "occupancy_convergence",
+    "radiance_fields",
 )
 MARKS = {
     "holds": "✔ holds",

@@ -29,6 +29,7 @@ NAMES = (
     "video_fields",
     "sound_fields",
     "occupancy_convergence",
+    "radiance_fields",
 )
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"
