@@ -1,6 +1,7 @@
 """What fits of radiance fields say of the papers' comparisons of optimizers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -22,6 +23,8 @@ EQUAL, TARGETS, NEARLY_ALL = 0.2, (0.8, 0.9, 1.0), 0.95
 # What a run that diverged is worth in dB: less than any that did not.
 LOST = -100.0
 ESGD = ("esgd", "esgd ε=1")
+RIVALS = ("adam", *ESGD)
+TITLES = {"gaussian": "Gaussian σ=0.2", "relu": "ReLU", "relu_pe": "ReLU-PE L=4"}
 # The widest field of the papers.
 WIDEST = "8×256"
 
@@ -30,45 +33,47 @@ def radiance_verdicts(rows: pd.DataFrame) -> list[Verdict]:
     """Judge C108 and C126 by fixed rays, and the others by batches."""
     known = rows[rows["skipped"].isna()] if "skipped" in rows else rows
     fixed, batch = (known[known["part"] == part] for part in ("fixed", "batch"))
-    told = _settings(rows, batch)
     found = [
-        _sgd_gaussian(batch, told),
-        _sgd_by(batch, "C65", "relu", PRINTED_RELU, told),
-        _sgd_by(batch, "C66", "relu_pe", PRINTED_ENCODED, told),
-        _sooner(batch, "C87", told),
-        _equal_quality(batch, told),
-        _sooner(batch, "C89", told),
-        _encoded(batch, told),
-        _error(batch, told),
+        _sgd_gaussian(batch),
+        _sgd_by(batch, "C65", "relu", PRINTED_RELU),
+        _sgd_by(batch, "C66", "relu_pe", PRINTED_ENCODED),
+        _sooner(batch, "C87"),
+        _equal_quality(batch),
+        _sooner(batch, "C89"),
+        _encoded(batch),
+        _error(batch),
         _tiny(fixed),
         _wide(fixed, batch),
-        _encoding_helps(batch, told),
+        _encoding_helps(batch),
     ]
-    return [one for one in found if one is not None]
-
-
-def _settings(rows: pd.DataFrame, batch: pd.DataFrame) -> str:
-    """Return what the verdicts on batches were measured on."""
-    if not len(batch):
-        return ""
-    first = batch.iloc[0]
-    scenes = ", ".join(dict.fromkeys(batch["scene"]))
-    steps = max((row[-1] for row in batch["step"] if len(row)), default=0)
     gone = rows[rows["skipped"].notna()] if "skipped" in rows else rows[:0]
     absent = ", ".join(dict.fromkeys(gone["scene"]))
-    edge = sorted(
-        {
-            f"{row['field']} {row['method']}"
-            for row in batch[batch["at_edge"].astype(bool)].to_dict("records")
-        }
-    )
+    return [
+        replace(one, settings=f"{one.settings}; not here and left out: {absent}") if absent else one
+        for one in found
+        if one is not None
+    ]
+
+
+def _settings(rows: pd.DataFrame, methods: Sequence[str], *fields: str) -> str:
+    """Return what a verdict on batches was measured on."""
+    rows = rows[rows["field"].isin(fields) & rows["method"].isin(list(methods))]
+    first = rows.iloc[0]
+    names = ", ".join(TITLES[field] for field in fields)
+    steps = max((row[-1] for row in rows["step"] if len(row)), default=0)
+    shape = next((shape for shape in rows["shape"] if isinstance(shape, str)), "")
     return (
-        f"{max(shape for shape in batch['shape'] if isinstance(shape, str))}, "
-        f"{first['batch_size']:g} rays × {first['samples']:g} samples a step, first {steps} steps; "
-        f"rendered scenes {scenes}; {batch['seed'].nunique()} seeds, rates chosen on another"
-        + (f"; best rate at the edge of those tried: {', '.join(edge)}" if edge else "")
-        + (f"; not here and left out: {absent}" if absent else "")
+        f"{names}; {shape}, {first['batch_size']:g} rays × {first['samples']:g} samples a step, "
+        f"first {steps} steps; rendered scenes {', '.join(dict.fromkeys(rows['scene']))}; "
+        f"{rows['seed'].nunique()} seeds, rates chosen on another{_edges(rows)}"
     )
+
+
+def _edges(rows: pd.DataFrame) -> str:
+    """Return whose best rate is one of those at the edge."""
+    at_edge = rows[rows["at_edge"].astype(bool)].to_dict("records")
+    names = sorted({f"{row['method']} {row['lr']:g}" for row in at_edge})
+    return f"; best rate at the edge of those tried: {', '.join(names)}" if names else ""
 
 
 def _pairs(rows: pd.DataFrame, field: str, one: str, other: str) -> list[tuple[Record, Record]]:
@@ -112,17 +117,18 @@ def _first_or_other(first: bool, others: Sequence[bool]) -> Answer:
     return "holds" if first else "holds only under" if any(others) else "does not hold"
 
 
-def _sgd_gaussian(rows: pd.DataFrame, told: str) -> Verdict | None:
+def _sgd_gaussian(rows: pd.DataFrame) -> Verdict | None:
     plain, momentum = (_gaps(rows, "gaussian", "adam", name) for name in ("sgd", "sgd momentum"))
     if not plain or not momentum:
         return None
     ahead = [float(np.mean(np.asarray(gaps) > 0)) >= NEARLY_ALL for gaps in (plain, momentum)]
     measured = f"Adam − SGD {spread(plain)} dB, − SGD with momentum {spread(momentum)} dB"
-    return Verdict("C64", _all_or_some(ahead), measured, f"Gaussian σ=0.2, {told}")
+    settings = _settings(rows, ("adam", "sgd", "sgd momentum"), "gaussian")
+    return Verdict("C64", _all_or_some(ahead), measured, settings)
 
 
 def _sgd_by(
-    rows: pd.DataFrame, claim: str, field: str, printed: tuple[float, float], told: str
+    rows: pd.DataFrame, claim: str, field: str, printed: tuple[float, float]
 ) -> Verdict | None:
     pairs = _pairs(rows, field, "adam", "sgd")
     if not pairs:
@@ -141,7 +147,7 @@ def _sgd_by(
         f"Adam − SGD {_interval(gaps)} dB on average over the fitted rays (printed "
         f"{printed[0]:g}–{printed[1]:g}), {_interval(held)} dB held out; {text}"
     )
-    return Verdict(claim, answer, measured, f"{field}, {told}")
+    return Verdict(claim, answer, measured, _settings(rows, ("adam", "sgd"), field))
 
 
 def _overlaps(values: Sequence[float], printed: tuple[float, float]) -> bool:
@@ -161,7 +167,7 @@ def _speeds(rows: pd.DataFrame, method: str, along: str) -> list[float]:
     ]
 
 
-def _sooner(rows: pd.DataFrame, claim: str, told: str) -> Verdict | None:
+def _sooner(rows: pd.DataFrame, claim: str) -> Verdict | None:
     parts, sooner = [], {}
     for method in ESGD:
         logs = {along: _speeds(rows, method, along) for along in ("step", "cpu")}
@@ -184,10 +190,10 @@ def _sooner(rows: pd.DataFrame, claim: str, told: str) -> Verdict | None:
     where = "all-round scenes in place of LLFF’s" if claim == "C87" else "in place of Blender’s"
     shares = ", ".join(f"{share:.0%}" for share in TARGETS)
     measured = f"Adam over ESGD to {shares} of their common gain; {'; '.join(parts)}"
-    return Verdict(claim, answer, measured, f"Gaussian σ=0.2, {told}; {where}")
+    return Verdict(claim, answer, measured, f"{_settings(rows, RIVALS, 'gaussian')}; {where}")
 
 
-def _equal_quality(rows: pd.DataFrame, told: str) -> Verdict | None:
+def _equal_quality(rows: pd.DataFrame) -> Verdict | None:
     parts, inside = [], {}
     for method in ESGD:
         pairs = _pairs(rows, "gaussian", method, "adam")
@@ -207,9 +213,8 @@ def _equal_quality(rows: pd.DataFrame, told: str) -> Verdict | None:
         return None
     answer = _first_or_other(inside[ESGD[0]], list(inside.values()))
     measured = f"held out at equal PSNR of the fitted rays, ESGD − Adam: {'; '.join(parts)}"
-    return Verdict(
-        "C88", answer, measured, f"±{EQUAL:g} dB asked; Gaussian σ=0.2, {told}; no LPIPS"
-    )
+    settings = f"±{EQUAL:g} dB asked; {_settings(rows, RIVALS, 'gaussian')}; no LPIPS"
+    return Verdict("C88", answer, measured, settings)
 
 
 def _at_equal_fit(one: Record, other: Record, quantity: str) -> float:
@@ -221,7 +226,7 @@ def _at_equal_fit(one: Record, other: Record, quantity: str) -> float:
     return values[0] - values[1]
 
 
-def _encoded(rows: pd.DataFrame, told: str) -> Verdict | None:
+def _encoded(rows: pd.DataFrame) -> Verdict | None:
     parts, above = [], []
     for method, quantity in product(ESGD, ("psnr", "held")):
         pairs = _pairs(rows, "relu_pe", "adam", method)
@@ -238,10 +243,10 @@ def _encoded(rows: pd.DataFrame, told: str) -> Verdict | None:
     if not above:
         return None
     measured = f"Adam − ESGD in dB: {'; '.join(parts)}"
-    return Verdict("C91", _all_or_some(above), measured, f"ReLU-PE L=4, {told}")
+    return Verdict("C91", _all_or_some(above), measured, _settings(rows, RIVALS, "relu_pe"))
 
 
-def _error(rows: pd.DataFrame, told: str) -> Verdict | None:
+def _error(rows: pd.DataFrame) -> Verdict | None:
     parts, lower = [], {}
     for method in ESGD:
         pairs = _pairs(rows, "gaussian", method, "adam")
@@ -258,10 +263,10 @@ def _error(rows: pd.DataFrame, told: str) -> Verdict | None:
         return None
     answer = _first_or_other(lower[ESGD[0]], list(lower.values()))
     measured = f"mean absolute error held out after equal steps, ESGD and Adam: {'; '.join(parts)}"
-    return Verdict("C93", answer, measured, f"Gaussian σ=0.2, {told}")
+    return Verdict("C93", answer, measured, _settings(rows, RIVALS, "gaussian"))
 
 
-def _encoding_helps(rows: pd.DataFrame, told: str) -> Verdict | None:
+def _encoding_helps(rows: pd.DataFrame) -> Verdict | None:
     parts, above = [], []
     for method in ("adam", "sgd"):
         gaps = _between_fields(rows, method)
@@ -271,8 +276,9 @@ def _encoding_helps(rows: pd.DataFrame, told: str) -> Verdict | None:
     if not above:
         return None
     holding = [each for one in above for each in one]
-    measured = f"held out, ReLU-PE L=4 − ReLU in dB: {'; '.join(parts)}"
-    return Verdict("C133", _all_or_some(holding), measured, told)
+    measured = f"held out, ReLU-PE − ReLU in dB: {'; '.join(parts)}"
+    settings = _settings(rows, ("adam", "sgd"), "relu", "relu_pe")
+    return Verdict("C133", _all_or_some(holding), measured, settings)
 
 
 def _between_fields(rows: pd.DataFrame, method: str) -> list[float]:
@@ -312,27 +318,34 @@ def _tiny(rows: pd.DataFrame) -> Verdict | None:
     tuned, slow = (_seeds(rows, name) for name in ("adam", "adam 1e-4"))
     if not tuned or not slow:
         return None
-    gaps, slow_gaps = (_timed(pairs, "psnr", "cpu") for pairs in (tuned, slow))
-    _, low, high = bootstrap_mean(gaps)
-    slow_low = bootstrap_mean(slow_gaps)[1]
-    answer = _first_or_other(low <= PRINTED_GAP <= high or low > PRINTED_GAP, [slow_low > 0])
-    describe: Callable[[Any], str] = lambda pairs: (  # noqa: E731
-        f"{_interval(_timed(pairs, 'psnr', 'cpu'))} dB at equal seconds, "
-        f"{_interval(_timed(pairs, 'psnr', 'step'))} at equal iterations, held out "
-        f"{_interval(_timed(pairs, 'held', 'cpu'))} at equal seconds, time ratio to the lower end "
-        f"{spread([ratio(adam, lbfgs) for lbfgs, adam in pairs])}"
-    )
+    _, low, high = bootstrap_mean(_timed(tuned, "psnr", "cpu"))
+    most = bootstrap_mean(_timed(slow, "psnr", "cpu"))[2]
+    # Against a rate that was not tuned the gap may be larger.
+    answer = _first_or_other(low <= PRINTED_GAP <= high, [most >= PRINTED_GAP])
     first = rows.iloc[0]
-    rate = tuned[0][1]["lr"]
     measured = (
-        f"L-BFGS − Adam at its best rate ({rate:g}): {describe(tuned)}; at 1e-4: {describe(slow)} "
-        f"(printed {PRINTED_GAP:.2f} dB, {PRINTED_SPEED:g}×)"
+        f"L-BFGS − Adam at its best rate ({tuned[0][1]['lr']:g}): {_against(tuned)}; at 1e-4: "
+        f"{_against(slow)} (printed {PRINTED_GAP:.2f} dB, {PRINTED_SPEED:g}×)"
     )
     settings = (
         f"Gaussian {first['shape']}, σ=0.2, {first['points']:g} fixed rays × {first['samples']:g} "
         f"samples of {first['scene']}, full batch, {_spans(rows)}; {rows['seed'].nunique()} seeds"
+        f"{_edges(rows)}"
     )
     return Verdict("C108", answer, measured, settings)
+
+
+def _against(pairs: Sequence[tuple[Record, Record]]) -> str:
+    """Return how L-BFGS compares with Adam."""
+    gaps = (
+        _interval(_timed(pairs, quantity, along))
+        for quantity, along in (("psnr", "cpu"), ("psnr", "step"), ("held", "cpu"))
+    )
+    times = spread([ratio(adam, lbfgs) for lbfgs, adam in pairs])
+    return (
+        "{} dB at equal seconds, {} at equal iterations, {} held out at equal seconds".format(*gaps)
+        + f", time ratio to the lower end {times}"
+    )
 
 
 def _spans(rows: pd.DataFrame) -> str:
@@ -361,10 +374,10 @@ def _wide(fixed: pd.DataFrame, batch: pd.DataFrame) -> Verdict | None:
     first = small.iloc[0]
     measured = (
         f"L-BFGS − Adam at its best rate in dB at equal seconds: {', '.join(parts)} on fixed rays"
-        + (f"; 4×32 on batches {_interval(stochastic)}" if stochastic else "")
+        + (f"; {batch.iloc[0]['shape']} on batches {_interval(stochastic)}" if stochastic else "")
     )
     settings = (
         f"Gaussian, σ=0.2, {first['points']:g} fixed rays × {first['samples']:g} samples, "
-        f"{_spans(small)}; KiloNeRF not measured"
+        f"{_spans(small)}{_edges(small)}; KiloNeRF not measured"
     )
     return Verdict("C126", answer, measured, settings)

@@ -138,7 +138,7 @@ def _walk(
             if step < setup.steps:
                 start = time.process_time()
                 _schedule(setup, optimizer, step)
-                chosen = _batch(setup, asked.signal.num_points, step)
+                chosen = batch_of(setup, asked.signal.num_points, step)
                 evaluations += _advance(model, optimizer, asked.signal, chosen)
                 seconds += time.process_time() - start
                 yield
@@ -156,8 +156,8 @@ def _schedule(setup: Setup, optimizer: Contract, step: int) -> None:
         group["lr"] = setup.lr * (setup.lr_final / setup.lr) ** share
 
 
-def _batch(setup: Setup, count: int, step: int) -> Tensor | slice:
-    """Return which rays a step sees: a function of seed and step alone."""
+def batch_of(setup: Setup, count: int, step: int) -> Tensor | slice:
+    """Return which of so many rays a step sees: a function of seed and step alone."""
     size = setup.batch_size or count
     if size >= count:
         return slice(None)
