@@ -155,41 +155,45 @@ def cells(config: Config) -> list[Row]:
 
 def measure(config: Config, cell: Row) -> list[Row]:
     """Choose the rate of each method on one seed, and train by all on the others, in turns."""
-    asked, views, checkpoints = _asked(config, cell)
-    methods, fixed = _methods(config, cell), cell["part"] == "fixed"
-
-    def run(chosen: dict[str, float], seed: int, scene: str, checkpoints: int) -> list[Row | None]:
-        setups = [
-            Setup(
-                **asked,
-                **_of_method(config, cell, methods[name], rate),
-                signal=scene,
-                seed=seed,
-            )
-            for name, rate in chosen.items()
-        ]
-        with warnings.catch_warnings():
-            # A line search on batches is one of the things that are compared.
-            warnings.filterwarnings("ignore", message=".*mini-batch's own loss.*")
-            return fitted(setups, views=views, shown=config.shown, checkpoints=checkpoints)
+    fixed = cell["part"] == "fixed"
 
     def trial(name: str, rate: float) -> float | None:
-        (found,) = run({name: rate}, config.tune_seed, config.scenes[0], 1)
+        (found,) = _run(config, cell, {name: rate}, config.tune_seed, config.scenes[0], 1)
         return None if found is None else float(found["psnr"][-1])
 
+    methods = _methods(config, cell)
     chosen = {name: choose(method, partial(trial, name)) for name, method in methods.items()}
     rates = {name: found["lr"] for name, found in chosen.items()}
-    what = {name: asked.get(name) for name in ("size", "points", "samples", "batch_size")}
+    shared = _shared(config, cell)
+    what = {name: shared.get(name) for name in ("size", "points", "samples", "batch_size")}
+    checkpoints = config.fixed_checkpoints if fixed else config.checkpoints
     rows: list[Row] = []
     for scene in config.scenes[:1] if fixed else config.scenes:
         if why := missing(scene):
             rows.append({"scene": scene, "skipped": why})
             continue
         for seed in config.seeds:
-            for name, found in zip(rates, run(rates, seed, scene, checkpoints), strict=True):
+            runs = _run(config, cell, rates, seed, scene, checkpoints)
+            for name, found in zip(rates, runs, strict=True):
                 told = {"scene": scene, "seed": seed, "method": name, **what, **chosen[name]}
                 rows.append(told | (found or NOTHING))
     return rows
+
+
+def _run(
+    config: Config, cell: Row, rates: dict[str, float], seed: int, scene: str, checkpoints: int
+) -> list[Row | None]:
+    """Train by some methods, each at its rate."""
+    shared, methods = _shared(config, cell), _methods(config, cell)
+    setups = [
+        Setup(**shared, **_of_method(config, cell, methods[name], rate), signal=scene, seed=seed)
+        for name, rate in rates.items()
+    ]
+    views = _fixed(config, cell).views if cell["part"] == "fixed" else config.views
+    with warnings.catch_warnings():
+        # A line search on batches is one of the things that are compared.
+        warnings.filterwarnings("ignore", message=".*mini-batch's own loss.*")
+        return fitted(setups, views=views, shown=config.shown, checkpoints=checkpoints)
 
 
 def _methods(config: Config, cell: Row) -> dict[str, Method]:
@@ -220,20 +224,18 @@ def _fixed(config: Config, cell: Row) -> Fixed:
     return one
 
 
-def _asked(config: Config, cell: Row) -> tuple[dict[str, Any], int, int]:
-    """Return what of a setup all methods share, the views to look at, and the checkpoints."""
+def _shared(config: Config, cell: Row) -> dict[str, Any]:
+    """Return what of a setup all methods share."""
     if cell["part"] == "batch":
         depth, width = config.shape
         shared = {"size": config.size, "points": config.points, "samples": config.samples}
         shared |= FIELDS[cell["field"]] | {"batch_size": config.batch_size}
-        views, checkpoints = config.views, config.checkpoints
     else:
         one = _fixed(config, cell)
         depth, width = one.shape
         shared = {"size": config.fixed_size, "points": one.points, "samples": one.samples}
         shared |= FIELDS["gaussian"]
-        views, checkpoints = one.views, config.fixed_checkpoints
-    return shared | {"depth": depth, "width": width, "dtype": "float32"}, views, checkpoints
+    return shared | {"depth": depth, "width": width, "dtype": "float32"}
 
 
 def verdicts(rows: pd.DataFrame) -> list[Verdict]:

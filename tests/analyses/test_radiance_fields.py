@@ -148,6 +148,10 @@ def test_times_are_read_off_at_a_common_gain():
     for share in (0.5, 1.0):
         assert scenes.ratio(slow, fast, share=share) == pytest.approx(4)
         assert scenes.ratio(slow, fast, "step", share) == pytest.approx(2)
+    # One that gains in its last step alone takes relatively longer to a half than to the whole.
+    late = slow | {"psnr": [*[10.0] * 10, 20.0]}
+    assert scenes.ratio(late, fast, "step", 0.5) == pytest.approx(9.5 / 2.5)
+    assert scenes.ratio(late, fast, "step") == pytest.approx(10 / 5)
     assert scenes.ratio(scenes.NOTHING, fast) == scenes.NEVER
     assert scenes.ratio(fast, scenes.NOTHING) == 1 / scenes.NEVER
     assert scenes.ratio(scenes.NOTHING, scenes.NOTHING) == 1
