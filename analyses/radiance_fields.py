@@ -7,7 +7,8 @@ equal iterations and equal seconds; then fields of growing width on fewer rays. 
 the cow Spot and the bust of Nefertiti. Rates fall exponentially to a twentieth, the median of the
 papers' schedules; the first is chosen on one seed and on the torus alone by the last PSNR of the
 rays that are fitted, and compared on other seeds. Seconds are the processor's, on one thread, in
-steps alone. It takes a quarter of an hour of one core.
+steps alone; every method's steps are taken in turns. It takes 25 minutes of one busy core. In 300
+steps ESGD measures curvature in 52, in the papers' 200,000 in one of a hundred.
 
 Held out are three views, with their PSNR, SSIM and mean absolute error; LPIPS needs weights of
 another network. The papers' 8×256 fields with 2,048 rays of 128 samples, 200,000 steps on pictures

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analyses.scenes import at, common_end, ratio, reached
+from analyses.scenes import at, at_equal_fit, last, ratio
 from analyses.study import Answer, Verdict
 from analyses.words import bootstrap_mean, spread
 
@@ -20,8 +20,6 @@ PRINTED_RELU, PRINTED_ENCODED = (2.9, 4.9), (3.4, 21.7)
 # C88's own tolerance in dB, the shares of the common gain at which times are compared, and the
 # share of pairs that C62 asks for.
 EQUAL, TARGETS, NEARLY_ALL = 0.2, (0.8, 0.9, 1.0), 0.95
-# What a run that diverged is worth in dB: less than any that did not.
-LOST = -100.0
 ESGD = ("esgd", "esgd ε=1")
 RIVALS = ("adam", *ESGD)
 TITLES = {"gaussian": "Gaussian σ=0.2", "relu": "ReLU", "relu_pe": "ReLU-PE L=4"}
@@ -87,19 +85,12 @@ def _pairs(rows: pd.DataFrame, field: str, one: str, other: str) -> list[tuple[R
     ]
 
 
-def _last(row: Record, quantity: str) -> float:
-    """Return what a run ends with; the worst if it diverged."""
-    if len(row[quantity]):
-        return float(row[quantity][-1])
-    return 1.0 if quantity == "error" else LOST
-
-
 def _gaps(
     rows: pd.DataFrame, field: str, one: str, other: str, quantity: str = "psnr"
 ) -> list[float]:
     """Return the last value of one method minus another's, by pair of scene and seed."""
     pairs = _pairs(rows, field, one, other)
-    return [_last(first, quantity) - _last(second, quantity) for first, second in pairs]
+    return [last(first, quantity) - last(second, quantity) for first, second in pairs]
 
 
 def _interval(values: Sequence[float], digits: int = 2) -> str:
@@ -121,8 +112,12 @@ def _sgd_gaussian(rows: pd.DataFrame) -> Verdict | None:
     plain, momentum = (_gaps(rows, "gaussian", "adam", name) for name in ("sgd", "sgd momentum"))
     if not plain or not momentum:
         return None
-    ahead = [float(np.mean(np.asarray(gaps) > 0)) >= NEARLY_ALL for gaps in (plain, momentum)]
-    measured = f"Adam − SGD {spread(plain)} dB, − SGD with momentum {spread(momentum)} dB"
+    shares = [float(np.mean(np.asarray(gaps) > 0)) for gaps in (plain, momentum)]
+    ahead = [share >= NEARLY_ALL for share in shares]
+    measured = (
+        f"Adam − SGD {spread(plain)} dB, ahead in {shares[0]:.0%} of pairs; − SGD with momentum "
+        f"{spread(momentum)} dB, in {shares[1]:.0%}"
+    )
     settings = _settings(rows, ("adam", "sgd", "sgd momentum"), "gaussian")
     return Verdict("C64", _all_or_some(ahead), measured, settings)
 
@@ -133,8 +128,8 @@ def _sgd_by(
     pairs = _pairs(rows, field, "adam", "sgd")
     if not pairs:
         return None
-    gaps = [_last(first, "psnr") - _last(second, "psnr") for first, second in pairs]
-    held = [_last(first, "held") - _last(second, "held") for first, second in pairs]
+    gaps = [last(first, "psnr") - last(second, "psnr") for first, second in pairs]
+    held = [last(first, "held") - last(second, "held") for first, second in pairs]
     scenes = list(dict.fromkeys(first["scene"] for first, _ in pairs))
     by_scene = {
         scene: [gap for gap, (first, _) in zip(gaps, pairs, strict=True) if first["scene"] == scene]
@@ -179,10 +174,12 @@ def _sooner(rows: pd.DataFrame, claim: str) -> Verdict | None:
             f"{np.exp(mean):.2f} [{np.exp(low):.2f}, {np.exp(high):.2f}] in {name}"
             for (mean, low, high), name in zip(means.values(), ("steps", "seconds"), strict=True)
         ]
-        ends = [_gaps(rows, "gaussian", method, "adam", name) for name in ("psnr", "held")]
+        fit, held = (
+            _interval(_gaps(rows, "gaussian", method, "adam", name)) for name in ("psnr", "held")
+        )
         parts.append(
-            f"{method}: {', '.join(told_of)}, at the end {_interval(ends[0])} dB on fitted rays"
-            + (f", {_interval(ends[1])} dB held out" if claim == "C89" else "")
+            f"{method}: {', '.join(told_of)}{_cost(rows, method)}, at the end {fit} dB on fitted "
+            f"rays, {held} dB held out"
         )
     if ESGD[0] not in sooner:
         return None
@@ -193,6 +190,13 @@ def _sooner(rows: pd.DataFrame, claim: str) -> Verdict | None:
     return Verdict(claim, answer, measured, f"{_settings(rows, RIVALS, 'gaussian')}; {where}")
 
 
+def _cost(rows: pd.DataFrame, method: str) -> str:
+    """Return what a step costs, in the words of a verdict; nothing if all runs diverged."""
+    pairs = _pairs(rows, "gaussian", method, "adam")
+    costs = [one["cpu"][-1] / adam["cpu"][-1] for one, adam in pairs if one["cpu"] and adam["cpu"]]
+    return f", a step {np.median(costs):.2f} of Adam's" if costs else ""
+
+
 def _equal_quality(rows: pd.DataFrame) -> Verdict | None:
     parts, inside = [], {}
     for method in ESGD:
@@ -200,7 +204,7 @@ def _equal_quality(rows: pd.DataFrame) -> Verdict | None:
         whole = [pair for pair in pairs if all(len(row["psnr"]) for row in pair)]
         if not whole:
             continue
-        held, alike = ([_at_equal_fit(*pair, name) for pair in whole] for name in ("held", "ssim"))
+        held, alike = ([at_equal_fit(*pair, name) for pair in whole] for name in ("held", "ssim"))
         _, low, high = bootstrap_mean(held)
         inside[method] = len(whole) == len(pairs) and low >= -EQUAL and high <= EQUAL
         alike = [gap for gap in alike if np.isfinite(gap)]
@@ -217,15 +221,6 @@ def _equal_quality(rows: pd.DataFrame) -> Verdict | None:
     return Verdict("C88", answer, measured, settings)
 
 
-def _at_equal_fit(one: Record, other: Record, quantity: str) -> float:
-    """Return the difference of a quantity where both runs first have their common best PSNR."""
-    target = common_end(one, other)
-    if not len(one[quantity]):
-        return float("nan")
-    values = [at(row, quantity, reached(row, target, "step"), "step") for row in (one, other)]
-    return values[0] - values[1]
-
-
 def _encoded(rows: pd.DataFrame) -> Verdict | None:
     parts, above = [], []
     for method, quantity in product(ESGD, ("psnr", "held")):
@@ -234,9 +229,10 @@ def _encoded(rows: pd.DataFrame) -> Verdict | None:
             continue
         gaps: dict[str, list[float]] = {}
         for adam, one in pairs:
-            gap = _last(adam, quantity) - _last(one, quantity)
+            gap = last(adam, quantity) - last(one, quantity)
             gaps.setdefault(adam["scene"], []).append(gap)
-        above += [float(np.mean(values)) > 0 for values in gaps.values()]
+        if method == ESGD[0]:
+            above += [float(np.mean(values)) > 0 for values in gaps.values()]
         text = ", ".join(f"{scene} {spread(values)}" for scene, values in gaps.items())
         name = "fitted" if quantity == "psnr" else "held out"
         parts.append(f"{method}, {name}: {text}")
@@ -252,10 +248,10 @@ def _error(rows: pd.DataFrame) -> Verdict | None:
         pairs = _pairs(rows, "gaussian", method, "adam")
         if not pairs:
             continue
-        gaps = [_last(one, "error") - _last(adam, "error") for one, adam in pairs]
+        gaps = [last(one, "error") - last(adam, "error") for one, adam in pairs]
         lower[method] = bootstrap_mean(gaps)[2] < 0
         ends = [
-            float(np.mean([_last(row, "error") for row in side]))
+            float(np.mean([last(row, "error") for row in side]))
             for side in zip(*pairs, strict=True)
         ]
         parts.append(f"{method} {ends[0]:.4f} against {ends[1]:.4f}, by {_interval(gaps, 4)}")
@@ -283,7 +279,7 @@ def _encoding_helps(rows: pd.DataFrame) -> Verdict | None:
 
 def _between_fields(rows: pd.DataFrame, method: str) -> list[float]:
     chosen = rows[rows["method"] == method].to_dict("records")
-    ends = {(row["field"], row["scene"], row["seed"]): _last(row, "held") for row in chosen}
+    ends = {(row["field"], row["scene"], row["seed"]): last(row, "held") for row in chosen}
     return [
         value - ends["relu", scene, seed]
         for (field, scene, seed), value in ends.items()
@@ -306,7 +302,7 @@ def _timed(pairs: Sequence[tuple[Record, Record]], quantity: str, along: str) ->
     found = []
     for one, other in pairs:
         if not len(one["psnr"]) or not len(other["psnr"]):
-            found.append(_last(one, quantity) - _last(other, quantity))
+            found.append(last(one, quantity) - last(other, quantity))
             continue
         until = min(one[along][-1], other[along][-1])
         found.append(at(one, quantity, until, along) - at(other, quantity, until, along))
@@ -368,9 +364,11 @@ def _wide(fixed: pd.DataFrame, batch: pd.DataFrame) -> Verdict | None:
     stochastic = _timed(_pairs(batch, "gaussian", "lbfgs", "adam"), "psnr", "cpu")
     if not behind:
         return None
+    on_batches = bool(stochastic) and bootstrap_mean(stochastic)[2] < 0
+    below = [shape for shape, one in behind.items() if one] + ["on batches"] * on_batches
     answer = _all_or_some(list(behind.values()))
     if WIDEST in behind:
-        answer = _first_or_other(behind[WIDEST], [bool(stochastic) and max(stochastic) < 0])
+        answer = _first_or_other(behind[WIDEST], [on_batches])
     first = small.iloc[0]
     measured = (
         f"L-BFGS − Adam at its best rate in dB at equal seconds: {', '.join(parts)} on fixed rays"
@@ -378,6 +376,7 @@ def _wide(fixed: pd.DataFrame, batch: pd.DataFrame) -> Verdict | None:
     )
     settings = (
         f"Gaussian, σ=0.2, {first['points']:g} fixed rays × {first['samples']:g} samples, "
-        f"{_spans(small)}{_edges(small)}; KiloNeRF not measured"
+        f"{_spans(small)}{_edges(small)}; below in the whole interval: "
+        f"{', '.join(below) or 'none'}; KiloNeRF not measured"
     )
     return Verdict("C126", answer, measured, settings)

@@ -29,6 +29,8 @@ NOTHING: Row = {
 }
 # What a run that never gets there, or never ends, takes over one that does.
 NEVER = 1e3
+# What a run that diverged is worth in dB: less than any that did not.
+LOST = -100.0
 
 
 @dataclass(frozen=True)
@@ -238,3 +240,22 @@ def at(row: dict[str, Any], quantity: str, place: float, along: str = "cpu") -> 
     if not len(row[quantity]):
         return -math.inf
     return float(np.interp(place, row[along], row[quantity]))
+
+
+def last(row: dict[str, Any], quantity: str) -> float:
+    """Return what a run ends with; the worst if it diverged."""
+    if len(row[quantity]):
+        return float(row[quantity][-1])
+    return 1.0 if quantity == "error" else LOST
+
+
+def at_equal_fit(one: dict[str, Any], other: dict[str, Any], quantity: str) -> float:
+    """Return the difference of a quantity where two runs first have their common best PSNR.
+
+    NaN where it was not measured.
+    """
+    target = common_end(one, other)
+    if not len(one[quantity]):
+        return math.nan
+    values = [at(row, quantity, reached(row, target, "step"), "step") for row in (one, other)]
+    return values[0] - values[1]

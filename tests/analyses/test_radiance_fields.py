@@ -238,6 +238,9 @@ def test_adam_must_be_higher_on_encodings_in_every_scene_fitted_and_held_out():
     overfit = runs | {"adam": line(22, held=15)}
     assert answers(batches("relu_pe", **overfit))["C91"] == "holds only under"
     assert answers(batches("relu_pe", **runs | {"adam": line(15)}))["C91"] == "does not hold"
+    # That ESGD can be made worse is no merit of Adam's.
+    worse = runs | {"esgd_ε=1": line(15), "adam": line(18)}
+    assert answers(batches("relu_pe", **worse))["C91"] == "does not hold"
 
 
 def test_the_error_of_esgd_must_be_lower():
@@ -277,5 +280,7 @@ def test_lbfgs_must_be_behind_on_the_widest_field():
     assert answers(slim, fixed(256, "8×256", **behind))["C126"] == "holds"
     assert answers(slim, fixed(256, "8×256", **ahead))["C126"] == "does not hold"
     on_batches = batches(**behind)
+    # One pair of the six the other way does not turn the interval of their mean.
+    on_batches[0] |= line(26)
     found = answers(slim, fixed(256, "8×256", **ahead), on_batches)
     assert found["C126"] == "holds only under"
