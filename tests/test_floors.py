@@ -31,6 +31,7 @@ CURVATURE = {
         "linearized",
         "parameters",
         "rendered",
+        "stacked_hessian",
         "storage",
     )
 }

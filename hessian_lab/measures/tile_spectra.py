@@ -1,11 +1,13 @@
 """The Hessian spectrum of every tile's field: how it is conditioned over a picture or film."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from hessian_lab.errors import InputError
 from hessian_lab.losses import mse
@@ -13,9 +15,10 @@ from hessian_lab.measures.planning import dense_bytes
 from hessian_lab.probe.hessian import dense_hessian
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.spectrum import spectrum
+from hessian_lab.probe.stacked_hessian import stacked_hessians
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, write_atomically
-from hessian_lab.training.tiles import SPECTRA, TileRun
+from hessian_lab.training.tiles import SPECTRA, Blocks, TileRun
 
 COLUMNS = (
     "spectral_radius",
@@ -28,6 +31,8 @@ COLUMNS = (
 )
 # Tiles whose results a killed measurement may lose.
 SAVE_EVERY = 16
+# Up to this many parameters the matrices of so many fields are made together; on a GPU always.
+SMALL, TOGETHER = 300, 64
 
 
 def measure_tiles(
@@ -66,10 +71,9 @@ def measure_tiles(
         known = _known(run)
         chosen = range(0, len(run.table), every)
         waiting = [index for index in chosen if index not in known]
-        for count, index in enumerate(waiting, 1):
-            values = image.values(index, index + 1)[0]
+        for count, (index, found) in enumerate(_measured(run, image, coords, waiting), 1):
             corner = dict(zip(image.axes, image.corner(index), strict=True))
-            known[index] = {"tile": index, **corner} | _measure(run, index, Signal(coords, values))
+            known[index] = {"tile": index, **corner} | found
             if count % SAVE_EVERY == 0:
                 _save(run, known, columns)
             if watch is not None:
@@ -89,9 +93,28 @@ def _require(run: TileRun) -> None:
     )
 
 
-def _measure(run: TileRun, index: int, signal: Signal) -> dict[str, Any]:
-    model = run.stack(index, index + 1).field(0).double().cpu()
-    matrix = dense_hessian(model, mse, signal)
+def _measured(
+    run: TileRun, image: Blocks, coords: Tensor, indices: Sequence[int]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield some tiles with what their spectra say."""
+    whole = run.stack(0, len(run.table))
+    many = whole.parameters.shape[1] <= SMALL or whole.parameters.is_cuda
+    step = TOGETHER if many else 1
+    for start in range(0, len(indices), step):
+        group = list(indices[start : start + step])
+        parameters = whole.parameters[group].double()
+        values = torch.cat([image.values(index, index + 1) for index in group]).to(parameters)
+        few = replace(whole, parameters=parameters)
+        if many:
+            matrices = stacked_hessians(few, coords.to(parameters), values)
+        else:
+            signal = Signal(coords.to(parameters), values[0])
+            matrices = dense_hessian(few.field(0), mse, signal).unsqueeze(0)
+        for index, matrix in zip(group, matrices, strict=True):
+            yield index, _found(matrix)
+
+
+def _found(matrix: Tensor) -> dict[str, Any]:
     if not bool(matrix.isfinite().all()):
         return dict.fromkeys(COLUMNS, float("nan"))
     found = spectrum(matrix)

@@ -10,6 +10,7 @@ from PIL import Image
 from hessian_lab.errors import InputError, ResourceError, UsageError
 from hessian_lab.fields.mlp import make_field
 from hessian_lab.losses import mse
+from hessian_lab.measures import tile_spectra
 from hessian_lab.measures.tile_spectra import measure_tiles
 from hessian_lab.optim.lbfgs import LBFGS
 from hessian_lab.signal import Signal
@@ -310,3 +311,16 @@ def test_a_video_in_tiles_that_do_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="must fit in memory"):
         filmed(tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_spectra_of_fields_together_are_those_of_each_alone(run, monkeypatch):
+    (run.path / module.SPECTRA).unlink(missing_ok=True)
+    together = measure_tiles(run, every=2)
+    (run.path / module.SPECTRA).unlink(missing_ok=True)
+    monkeypatch.setattr(tile_spectra, "SMALL", 0)
+    monkeypatch.setattr(tile_spectra, "stacked_hessians", None)
+    alone = measure_tiles(run, every=2)
+    (run.path / module.SPECTRA).unlink(missing_ok=True)
+    assert len(alone) > 2
+    for name in ("spectral_radius", "negative_share", "effective_kappa"):
+        assert together[name].to_numpy() == pytest.approx(alone[name].to_numpy(), rel=1e-6)
