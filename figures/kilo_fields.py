@@ -44,11 +44,9 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def draw_stack(axes: Axes, methods: dict[str, dict[str, Any]]) -> None:
     """Draw PSNR against seconds of the stack, median and quartiles over its fields."""
-    adams = [name for name in methods if name.startswith("adam")]
-    best = max(adams, key=lambda name: np.median([tile[-1] for tile in methods[name]["psnr"]]))
     for name, color, label in (
         ("lbfgs", VERMILLION, "L-BFGS"),
-        (best, BLUE, "Adam, best rate"),
+        (best_rate(methods), BLUE, "Adam, best rate"),
         ("adam 1e-4", SKY, "Adam, 1e-4"),
     ):
         row = methods[name]
@@ -58,6 +56,12 @@ def draw_stack(axes: Axes, methods: dict[str, dict[str, Any]]) -> None:
         axes.plot(seconds, middle, color=color, label=label)
         axes.fill_between(seconds, low, high, color=color, alpha=0.15, lw=0)
     axes.set_xlabel("seconds")
+
+
+def best_rate(methods: dict[str, dict[str, Any]]) -> str:
+    """Return Adam's name at the rate with the best median over fields at the end."""
+    adams = [name for name in methods if name.startswith("adam")]
+    return max(adams, key=lambda name: np.median([tile[-1] for tile in methods[name]["psnr"]]))
 
 
 def _content(axes: Axes, row: dict[str, Any]) -> None:

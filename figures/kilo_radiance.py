@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.kilo_fields import draw_stack
+from figures.kilo_fields import best_rate, draw_stack
 from hessian_lab.plots.style import BLACK, BLUE, SKY, VERMILLION, styled
 
 NAME = "kilo_radiance"
@@ -34,9 +34,7 @@ def draw(record: dict[str, Any]) -> Figure:
             left.set(title=scene, ylabel="PSNR of a cell (dB)")
             for _, group in of_scene.groupby("seed"):
                 methods = {row["method"]: row for row in group.to_dict("records")}
-                adams = {name: row for name, row in methods.items() if name.startswith("adam")}
-                best = max(adams, key=lambda name: adams[name]["held_out"][-1])
-                for name, colour in ((best, BLUE), *COLOURS):
+                for name, colour in ((best_rate(methods), BLUE), *COLOURS):
                     row = methods[name]
                     right.plot(row["times"], row["held_out"], color=colour, lw=1)
                 right.axhline(methods["lbfgs"]["teacher_psnr"], color=BLACK, lw=0.8, ls=":")
