@@ -12,6 +12,9 @@ _HOMES = {
     "RadianceField": "hessian_lab.fields.radiance",
     "make_radiance_field": "hessian_lab.fields.radiance",
     "load_scene": "hessian_lab.signals.radiance",
+    "KiloRadiance": "hessian_lab.fields.kilo_radiance",
+    "train_cells": "hessian_lab.training.cells",
+    "stacked_hessians": "hessian_lab.probe.stacked_hessian",
     "FieldStack": "hessian_lab.fields.stack",
     "make_stack": "hessian_lab.fields.stack",
     "stack_fields": "hessian_lab.fields.stack",
@@ -66,6 +69,7 @@ __all__ = [
     "GGNOperator",
     "HessianOperator",
     "HessianTerms",
+    "KiloRadiance",
     "MatrixOperator",
     "RadianceField",
     "Run",
@@ -103,12 +107,15 @@ __all__ = [
     "spectral_measure",
     "spectrum",
     "stack_fields",
+    "stacked_hessians",
     "trace",
     "train",
+    "train_cells",
     "train_tiles",
 ]
 
 if TYPE_CHECKING:
+    from hessian_lab.fields.kilo_radiance import KiloRadiance
     from hessian_lab.fields.mlp import CoordinateMLP, make_field
     from hessian_lab.fields.radiance import RadianceField, make_radiance_field
     from hessian_lab.fields.stack import FieldStack, make_stack, stack_fields
@@ -131,10 +138,12 @@ if TYPE_CHECKING:
     from hessian_lab.probe.operators import MatrixOperator, ScaledOperator, SymmetricOperator
     from hessian_lab.probe.scaling import equilibration, jacobi
     from hessian_lab.probe.spectrum import Spectrum, spectrum
+    from hessian_lab.probe.stacked_hessian import stacked_hessians
     from hessian_lab.probe.trace import trace
     from hessian_lab.signal import Signal
     from hessian_lab.signals import load_signal
     from hessian_lab.signals.radiance import load_scene
+    from hessian_lab.training.cells import train_cells
     from hessian_lab.training.loop import train
     from hessian_lab.training.run import Run, load_run
     from hessian_lab.training.setup import Setup
