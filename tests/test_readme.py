@@ -77,7 +77,7 @@ def test_commands_of_tiles_run(tmp_path, monkeypatch, capsys):
     for line in blocks("sh")[5].splitlines():
         words = shlex.split(line)[1:]
         assert main([*words, "--size", "48", "--tile", "16", "--width", "4", "--quiet"]) == 0
-    assert "spectra of 2 fields" in capsys.readouterr().out
+    assert "spectra of 9 fields" in capsys.readouterr().out
 
 
 def test_commands_of_sounds_and_solids_run(tmp_path, monkeypatch, capsys):

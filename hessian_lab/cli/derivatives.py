@@ -3,10 +3,12 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from hessian_lab.cli.flags import add_output, add_setup
+from hessian_lab.cli.flags import add_output, add_setup, asked_setup
 from hessian_lab.cli.parser import Parser, number
 from hessian_lab.cli.source import source_run
 from hessian_lab.errors import UsageError
+from hessian_lab.signals import kind_of
+from hessian_lab.training.setup import Setup
 
 if TYPE_CHECKING:
     from hessian_lab.measures.derivatives import Measured
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Train unless told otherwise, differentiate, draw, and print."""
     if args.step is not None and args.step < 0:
         raise UsageError(f"step must be at least 0, got {args.step}.")
+    _require_grid(args)
     from hessian_lab.cli.output import tell
     from hessian_lab.measures.derivatives import measure_derivatives
 
@@ -57,6 +60,16 @@ def run(args: argparse.Namespace) -> int:
         result,
         lambda: "\n".join([*_table(result), "", f"results in {result.run.path}", *pictures]),
     )
+
+
+def _require_grid(args: argparse.Namespace) -> None:
+    """Refuse a signal whose points fill no grid, before it is trained."""
+    signal = asked_setup(args).get("signal", Setup.signal)
+    if args.run is None and kind_of(signal) in ("shape", "radiance"):
+        raise UsageError(
+            f"signal must fill a grid to be differentiated, the points of {signal} do not: take an "
+            "image, a sound, a video or sines."
+        )
 
 
 def _draw(result: "Measured") -> list[str]:

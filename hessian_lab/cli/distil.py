@@ -22,7 +22,7 @@ continues with the next block of cells when the command is typed again.
 
   hessian-lab train --signal torus-nerf --act gaussian --width 64 --steps 200 --out runs/nerf
   hessian-lab distil --run runs/nerf --cells 8
-  hessian-lab distil --run runs/nerf --cells 16 --points 10000 --steps 100 --spectra --every 8
+  hessian-lab distil --run runs/nerf --cells 16 --cell-points 10000 --steps 100 --spectra --every 8
 
 With --spectra the whole Hessian spectrum of every cell's field is measured, and κ and the share of
 zero eigenvalues are drawn as maps through the scene.
@@ -51,7 +51,7 @@ def add_flags(parser: Parser) -> None:
         "--spectra", action="store_true", help="measure the Hessian spectrum of every cell"
     )
     group.add_argument(
-        "--every", default=1, help="cells from one spectrum to the next (1)", **integers
+        "--every", default=1, help="measure one cell of so many, drawn at random (1)", **integers
     )
     add_setup(parser, JOB)
     add_output(parser)

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hessian_lab.cli.parser import Parser, number, one_of, option
@@ -55,6 +56,8 @@ def _kind(name: str, names: Any, hint: Any) -> dict[str, Any]:
         known = list(names)
 
         def convert(text: str) -> str:
+            if not is_path(text) and text not in known and Path(text).exists():
+                return f"./{text}"
             return text if is_path(text) else one_of(known)(text)
 
         return {"type": convert, "metavar": "NAME"}

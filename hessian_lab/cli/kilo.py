@@ -50,7 +50,7 @@ def add_flags(parser: Parser) -> None:
         "--spectra", action="store_true", help="measure the Hessian spectrum of every tile"
     )
     group.add_argument(
-        "--every", default=1, help="tiles from one spectrum to the next (1)", **integers
+        "--every", default=1, help="measure one tile of so many, drawn at random (1)", **integers
     )
     add_setup(parser, JOB)
     add_output(parser)
@@ -119,7 +119,7 @@ def measure_with_progress(args: argparse.Namespace, done: "TileRun") -> "pd.Data
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.tile_spectra import measure_tiles
 
-    progress = Progress("spectra", len(range(0, len(done.table), args.every)), quiet=args.quiet)
+    progress = Progress("spectra", -(-len(done.table) // args.every), quiet=args.quiet)
     try:
         return measure_tiles(
             done, every=args.every, watch=lambda row: progress.advance(κ=row["kappa"])

@@ -38,14 +38,14 @@ SMALL, TOGETHER = 300, 64
 def measure_tiles(
     run: TileRun, *, every: int = 1, watch: Callable[[dict[str, Any]], None] | None = None
 ) -> pd.DataFrame:
-    """Measure the whole Hessian spectrum of every ``every``-th tile's field, where it stands.
+    """Measure the whole Hessian spectrum of the fields of tiles, where they stand.
 
     In double precision: ``p n² + 4/3 n³`` operations per tile. Writes ``tile_spectra.csv`` beside
     the parameters, also half-way; what is there already is not measured again.
 
     Args:
         run: Fields of tiles.
-        every: Tiles from one that is measured to the next.
+        every: Measure one tile of so many, drawn at random and always the same.
         watch: Called after every tile with its row.
 
     Returns:
@@ -69,7 +69,7 @@ def measure_tiles(
     columns = ["tile", *image.axes, *COLUMNS]
     with locked(run.path):
         known = _known(run)
-        chosen = range(0, len(run.table), every)
+        chosen = sampled(len(run.table), every)
         waiting = [index for index in chosen if index not in known]
         for count, (index, found) in enumerate(_measured(run, image, coords, waiting), 1):
             corner = dict(zip(image.axes, image.corner(index), strict=True))
@@ -91,6 +91,16 @@ def _require(run: TileRun) -> None:
         device=torch.device("cpu"),
         cure="Train smaller fields (--width, --depth).",
     )
+
+
+def sampled(count: int, every: int) -> list[int]:
+    """Return one of every ``every`` numbers below ``count``, ascending.
+
+    A random sample, always the same, that has those of any larger ``every`` in it: tiles at regular
+    places would all lie in one column.
+    """
+    order = np.random.default_rng(0).permutation(count)
+    return sorted(order[: -(-count // every)].tolist())
 
 
 def _measured(

@@ -111,6 +111,7 @@ def plot_clip_tiles(
                     shape,
                     tile,
                     scale=numbers,
+                    there=table[table["frame"] == slabs[place]],
                 )
                 panel.set_title(label if place == 0 else "")
         set_title(figure, title)
@@ -124,7 +125,9 @@ def plot_cells(
     side: int,
     title: str | None = None,
 ) -> Figure:
-    """Return maps through a grid of cells, seen from above, at some heights; empty cells are white.
+    """Return maps through a grid of cells, seen from above, at some heights.
+
+    Empty cells are white, and cells that were not measured grey.
 
     Args:
         table: Places ``x``, ``y``, ``z`` and ``psnr`` of the occupied cells.
@@ -151,7 +154,7 @@ def plot_cells(
                 marked = None if marks is None else marks[inside]
                 numbers = np.asarray(values, dtype=float)
                 shown = places[inside], numbers[inside], marked, colours, (side, side), 1
-                _map(figure, panel, *shown, scale=numbers)
+                _map(figure, panel, *shown, scale=numbers, there=rows[0][rows[0]["z"] == level])
                 height = 2 * (level + 0.5) / side - 1
                 panel.set_title(f"{label}, z = {height:+.2f}")
         set_title(figure, title)
@@ -162,10 +165,11 @@ def _panels(table: pd.DataFrame, spectra: pd.DataFrame | None) -> list[Panel]:
     panels: list[Panel] = [("PSNR (dB)", table, table["psnr"].to_numpy(), None)]
     if spectra is None:
         return panels
+    some = "" if len(spectra) == len(table) else f", {len(spectra)} of {len(table)}"
     kappas = np.log10(spectra["kappa"].to_numpy(dtype=float))
     bounds = spectra["resolved"].to_numpy() == False  # noqa: E712 (NaN is neither)
     label = "log₁₀ κ (dot: lower bound)" if bounds.any() else "log₁₀ κ"
-    panels.append((label, spectra, kappas, bounds))
+    panels.append((label + some, spectra, kappas, bounds))
     zeros = 100 * spectra["zero_share"].to_numpy(dtype=float)
     panels.append(("zero eigenvalues (%)", spectra, zeros, None))
     return panels
@@ -190,9 +194,14 @@ def _map(
     tile: int,
     *,
     scale: Array | None = None,
+    there: pd.DataFrame | None = None,
 ) -> None:
-    """Draw a map, on the scale of its own values or of others."""
+    """Draw a map, on the scale of its own values or of others; grey where ``there`` has no value."""
     grid = np.full((-(-shape[0] // tile), -(-shape[1] // tile)), np.nan)
+    if there is not None:
+        ground = grid.copy()
+        ground[tuple(-(-there[name].to_numpy(dtype=int) // tile) for name in ("row", "column"))] = 1
+        axes.imshow(ground, cmap="gray", vmin=0, vmax=1 / 0.85, interpolation="nearest")
     # The last tiles of a row and column are moved inwards to fit.
     places = [-(-rows[name].to_numpy(dtype=int) // tile) for name in ("row", "column")]
     # A perfect fit has an infinite PSNR: it is drawn as the best of the others.
@@ -202,12 +211,13 @@ def _map(
     grid[places[0], places[1]] = np.where(values == np.inf, best, values)
     image = axes.imshow(grid, cmap=colours, interpolation="nearest")
     if not len(finite) or finite.min() == finite.max():
-        # One colour for one number, and a scale around it.
-        image.set_clim(best - 1e-9, best + 1)
+        # One colour for one number, and a scale that names it alone.
+        image.set_clim(best - 1, best + 1)
     elif scale is not None:
         image.set_clim(finite.min(), best)
     if marks is not None and marks.any():
         size = max(0.2, min(1.5, 96 / grid.shape[1]))
         axes.plot(places[1][marks], places[0][marks], ".", ms=size, color="black")
-    figure.colorbar(image, ax=axes, shrink=0.8)
+    one = not len(finite) or finite.min() == finite.max()
+    figure.colorbar(image, ax=axes, shrink=0.8, ticks=[best] if one else None)
     axes.set_axis_off()

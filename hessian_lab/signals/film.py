@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 # Ending -> how the file is read. What a file itself claims to be does not matter: a playlist in
 # disguise would name further files.
-FORMATS = {".mp4": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
+FORMATS = {
+    ".mp4": "mov",
+    ".m4v": "mov",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "matroska",
+    ".avi": "avi",
+}
 # A frame that begins so many seconds after a time is shown at it: times are rounded in files.
 ROUNDING = 1e-4
 
@@ -63,18 +70,37 @@ def _clip(container: Any, path: Path, cut: Cut) -> tuple[Array, float]:
     check_rate(rate, path)
     times = cut.times(_length(container, stream, path), rate, path)
     context = stream.codec_context
+    _require_upright(stream, path)
     found = cut.room(len(times), context.height, context.width, path)
     context.options = {"max_pixels": str(MOST_PIXELS)}
     shown = _shown(_decoded(container, stream, path, times[0]), times, path)
-    former = None
+    former, kinds = None, 0
     for place, frame in enumerate(shown):
+        kinds += frame is not former
         if frame is former:
             found[place] = found[place - 1]
         else:
+            if getattr(frame, "rotation", 0):
+                raise InputError(
+                    f"signal must be an upright video, {path} is to be turned by "
+                    f"{-frame.rotation:g} degrees. Turn it: ffmpeg -i {path.name} turned.mp4"
+                )
             pixels = frame.to_ndarray(format="rgb24")
             found[place] = fitted_frame(pixels, *found.shape[1:3])
         former = frame
+    if kinds < 2:
+        raise InputError(f"signal must have at least 2 frames, the clip of {path} has {kinds}.")
     return found, cut.rate or rate
+
+
+def _require_upright(stream: Any, path: Path) -> None:
+    """Refuse pixels that are not square."""
+    ratio = stream.sample_aspect_ratio
+    if ratio and ratio != 1:
+        raise InputError(
+            f"signal must be a video of square pixels, {path} has some {ratio} as wide as high. "
+            f"Convert it: ffmpeg -i {path.name} -vf scale=iw*sar:ih,setsar=1 square.mp4"
+        )
 
 
 def _length(container: Any, stream: Any, path: Path) -> float:

@@ -50,7 +50,7 @@ KINDS = {
     "video": Kind(
         {"start": 0.0, "seconds": 1.0, "rate": 16, "size": 90},
         "hessian_lab.signals.video:load_file",
-        (".mp4", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng"),
+        (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".apng"),
         folders=True,
     ),
     "radiance": Kind(

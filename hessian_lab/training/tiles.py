@@ -31,7 +31,7 @@ from hessian_lab.training.files import (
 from hessian_lab.training.loop import using_threads
 from hessian_lab.training.provenance import provenance
 from hessian_lab.training.run import network_of, usable_device
-from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
+from hessian_lab.training.setup import FREE, Setup, digest, identity, setup_from_json
 from hessian_lab.training.stacked_objective import CHUNK_NUMBERS, StackedObjective
 from hessian_lab.training.trajectory import TrajectoryWriter, read_trajectory
 
@@ -40,6 +40,14 @@ RECORD, TABLE, LOSSES = "tiles.json", "tiles.csv", "losses.npy"
 PICTURE, CLIP = "fitted.png", "fitted.gif"
 # What is measured of a run, and no longer true of one that is begun anew.
 SPECTRA = "tile_spectra.csv"
+# What is made of a run when it is done.
+MADE = (
+    PICTURE,
+    CLIP,
+    "views.csv",
+    "turntable.gif",
+    *(f"figures/{name}.{kind}" for name in ("tiles", "views", "cells") for kind in ("png", "pdf")),
+)
 FORMAT_VERSION = 1
 # Options of each optimizer of stacks.
 OPTIMIZERS = {
@@ -291,14 +299,15 @@ def claim(
         there = read_json(path / RECORD, "a run of tiles")
         if there.get("identity") != mark:
             raise UsageError(
-                f"out must hold the same run of tiles, {path} holds another. Choose another --out, "
-                "or start anew with --overwrite."
+                f"out must hold the same run of tiles, {path} differs in "
+                f"{_differences(there, setup, image)}. Choose another --out, or start anew with "
+                "--overwrite."
             )
         return
     others = [one.name for one in path.iterdir() if not one.name.startswith(".")]
     if others and not (path / RECORD).exists():
         raise UsageError(f"out must be a run of tiles or empty, {path} holds {sorted(others)[0]}.")
-    for name in (TABLE, LOSSES, PICTURE, CLIP, SPECTRA):
+    for name in (TABLE, LOSSES, SPECTRA, *MADE):
         (path / name).unlink(missing_ok=True)
     record = {
         "format_version": FORMAT_VERSION,
@@ -311,6 +320,19 @@ def claim(
         "seconds": 0.0,
     }
     write_json(path / RECORD, record | (more or {}))
+
+
+def _differences(there: dict[str, Any], setup: Setup, image: Blocks) -> str:
+    """Return what tells a run that is there from the one asked for."""
+    asked = setup.to_json() | image.facts | {"data": image.source.sha256}
+    found = there.get("setup", {}) | {name: there.get(name) for name in image.facts}
+    found["data"] = there.get("data", {}).get("sha256")
+    told = [
+        f"{name}: {str(found.get(name))[:12]} there, {str(value)[:12]} asked"
+        for name, value in asked.items()
+        if found.get(name) != value and name not in FREE
+    ]
+    return "; ".join(told) or "kind"
 
 
 def _stack(setup: Setup, count: int, channels: int, first: int = 0, *, dims: int = 2) -> FieldStack:
