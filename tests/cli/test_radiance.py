@@ -120,7 +120,7 @@ def test_what_makes_no_sense_is_refused(tmp_path):
 # LPIPS, with weights of one's own.
 
 SEEN = ("--signal", "./scene", "--points", "50", "--width", "3", "--depth", "1")
-SEEN += ("--samples", "3", "--steps", "1", "--out", "run")
+SEEN += ("--samples", "3", "--steps", "1", "--size", "32", "--out", "run")
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_views_are_compared_by_lpips_where_there_are_weights(tmp_path, weights):
     assert told.status == 0, told.err
     run, lpips = load_run(tmp_path / "run"), load_lpips(*weights.split(","))
     table = pd.read_csv(tmp_path / "run/views.csv")
-    scene, model = load_scene(str(tmp_path / "scene")), run.model(1)
+    scene, model = load_scene(str(tmp_path / "scene"), 32), run.model(1)
     for row in table.itertuples():
         shown = rendered(model, scene.picture_rays(row.view))[0].view(32, 32, 3)
         expected = lpips(shown, torch.from_numpy(scene.pictures[row.view]))
