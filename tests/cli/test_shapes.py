@@ -57,13 +57,14 @@ def test_its_hessian_is_that_of_the_cross_entropy(ball):
 
 @pytest.mark.usefixtures("undrawn")
 def test_its_tables_have_no_column_of_what_no_solid_has(tmp_path):
-    words = ("--signal", "terrain", "--points", "50", "--width", "3", "--depth", "1", "--steps")
-    words += ("1", "--out", "run")
+    (tmp_path / "ball.obj").write_bytes(obj_bytes(icosphere(1, 5.0)))
+    words = ("--signal", "./ball.obj", "--points", "50", "--width", "3", "--depth", "1")
+    words += ("--octaves", "2", "--steps", "1", "--out", "run")
     assert "SNR" not in typed(tmp_path, "eigs", *words).out
     out = typed(tmp_path, "trace", "--run", "run").out
     assert re.search(r"^ step     loss +trace +std", out, re.M)
     assert "SNR" not in out
-    assert "snr" not in (tmp_path / "run/eigs.json").read_text()
+    assert '"snr"' not in (tmp_path / "run/eigs.json").read_text()
     row = {"lr": 0.1, "seed": 0, "status": "done", "loss": 1.0, "psnr": math.nan, "wall_s": 1.0}
     table = pd.DataFrame([row | {"evaluations": 2, "products": 3}])
     told = sweep._table(Sweep(tmp_path, (), table)).splitlines()
