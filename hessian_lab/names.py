@@ -12,9 +12,9 @@ def resolve(reference: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def suggestion(name: str, names: Iterable[str]) -> str:
+def suggestion(name: str, names: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return " Did you mean …?" for the nearest of ``names``, or nothing when none is near."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f" Did you mean {near[0]}?" if near else ""
 
 

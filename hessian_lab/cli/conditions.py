@@ -2,7 +2,7 @@
 
 import math
 
-from hessian_lab.cli.output import NAMES, decibels, first_middle_last, headline
+from hessian_lab.cli.output import NAMES, Fit, first_middle_last, headline
 from hessian_lab.measures.conditioning import ConditionAt, Conditions
 from hessian_lab.probe.conditioning import ConditionEnclosure
 from hessian_lab.probe.conditions import Conditioning
@@ -20,20 +20,24 @@ LABELS = {
 def conditions_table(result: Conditions, *, pictures: list[str]) -> str:
     """Return the condition numbers along a run, for people."""
     settings, run = result.settings, result.run
+    fit = Fit(run)
+    head = f"{'step':>5} {'loss':>8}{fit.head}"
     lines = [
         headline(run),
         f"condition of {NAMES[settings.matrix]} at {len(result.measured)} checkpoints",
         "dense, float64" + _estimates(result),
         *_own(result),
         "",
-        f"{'step':>5} {'loss':>8} {'PSNR dB':>7}  {'scaled by':<9} {_columns()}",
+        f"{head}  {'scaled by':<9} {_columns()}",
     ]
     last = result.measured[-1]
     for place in first_middle_last(len(result.measured)):
-        lines += _rows(result.measured[place])
+        lines += _rows(result.measured[place], fit)
     for name, scaled in last.layers.items():
         lines += ["", f"{name} at step {last.step}:"]
-        lines += [f"{'':>22}  {LABELS[key]:<9} {_numbers(one)}" for key, one in scaled.items()]
+        lines += [
+            f"{'':>{len(head)}}  {LABELS[key]:<9} {_numbers(one)}" for key, one in scaled.items()
+        ]
     lines += ["", "κ: ≥ where min|λ| is below the rounding floor; eff.: above it alone;"]
     lines += ["eff10: max|λ| over the 10 % quantile of |λ|; below: eigenvalues under the floor;"]
     lines += ["unscaled: entries of D too small to divide by; κ is that of D with a 1 there"]
@@ -58,11 +62,11 @@ def _columns() -> str:
     return f"{'κ':>9} {'eff.':>8} {'eff10':>9} {'below':>5} {'unscaled':>8}"
 
 
-def _rows(one: ConditionAt) -> list[str]:
-    head = f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7}"
-    rows = []
+def _rows(one: ConditionAt, fit: Fit) -> list[str]:
+    head = f"{one.step:5d} {one.loss:8.2e}{fit.at(one.step)}"
+    rows, width = [], len(head)
     for name, each in one.scaled.items():
-        rows.append(f"{head:>22}  {LABELS[name]:<9} {_numbers(each)}")
+        rows.append(f"{head:>{width}}  {LABELS[name]:<9} {_numbers(each)}")
         head = ""
     return rows
 

@@ -93,14 +93,14 @@ def _draw(result: "Measured") -> list[str]:
 
 
 def _table(result: "Measured") -> list[str]:
-    from hessian_lab.cli.output import decibels, headline
+    from hessian_lab.cli.output import Fit, headline
 
-    over = "points and axes"
+    fit, over = Fit(result.run), "points and axes"
     if result.field.values.shape[1] > 1:
         over = "points, channels and axes"
     lines = [
         headline(result.run),
-        f"step {result.step}: loss {result.loss:.3e}, PSNR {decibels(result.psnr)} dB",
+        f"step {result.step}: loss {result.loss:.3e}{fit.told(result.step)}",
         f"root mean squares over {over}, by coordinates in [-1, 1]",
         "",
         f"{'':>4} {'target':>10} {'field':>10} {'error':>10} {'/ target':>9} "

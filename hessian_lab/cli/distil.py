@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import FLAGS, add_output, add_setup, asked_setup, given_setup
 from hessian_lab.cli.parser import Parser, number
+from hessian_lab.cli.views import add_lpips, asked_lpips
 from hessian_lab.errors import UsageError
 from hessian_lab.training.setup import Setup
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from hessian_lab.measures.lpips import LPIPS
     from hessian_lab.training.cells import CellRun
 
 HELP = "a radiance field as a grid of small fields, trained together"
@@ -54,6 +56,7 @@ def add_flags(parser: Parser) -> None:
         "--every", default=1, help="measure one cell of so many, drawn at random (1)", **integers
     )
     add_setup(parser, JOB)
+    add_lpips(parser)
     add_output(parser)
 
 
@@ -69,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.cli.kilo import measure_with_progress
     from hessian_lab.training.files import finite
 
+    lpips = asked_lpips(args)
     done = _train(args)
     spectra = measure_with_progress(args, done) if args.spectra else None
-    more, told = _told(done, spectra)
+    more, told = _told(done, spectra, lpips)
     if args.json:
         print(json.dumps(finite(_object(done, spectra) | more)))
     else:
@@ -107,7 +111,9 @@ def _train(args: argparse.Namespace) -> "CellRun":
             progress.close()
 
 
-def _told(done: "CellRun", spectra: "pd.DataFrame | None") -> tuple[dict[str, Any], list[str]]:
+def _told(
+    done: "CellRun", spectra: "pd.DataFrame | None", lpips: "LPIPS | None"
+) -> tuple[dict[str, Any], list[str]]:
     """Compare with the scene and with the teacher; return what is told of it, twice."""
     import torch
 
@@ -123,7 +129,7 @@ def _told(done: "CellRun", spectra: "pd.DataFrame | None") -> tuple[dict[str, An
         done.field(),
         done.teacher(),
     )
-    seen, taught = views_of(field, scene), views_of(teacher, scene)
+    seen, taught = views_of(field, scene, lpips=lpips), views_of(teacher, scene)
     write_views(done.path, seen)
     title = f"{_headline(done)}. {scene.source.attribution}"
     more, told = told_views(done.path, field, seen, title)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from hessian_lab.cli.output import NAMES, decibels, first_middle_last, headline
+from hessian_lab.cli.output import NAMES, Fit, first_middle_last, headline
 from hessian_lab.measures.estimates import Estimate, Estimates
 from hessian_lab.measures.traces import TraceAt, Traces, Value
 from hessian_lab.probe.log_density import LogDensity
@@ -13,15 +13,15 @@ BAR_WIDTH = 30
 
 def estimates_table(result: Estimates, *, pictures: list[str]) -> str:
     """Return the estimates along a run, for people."""
-    measured = result.measured
+    measured, fit = result.measured, Fit(result.run)
     lines = [headline(result.run), *_how(result), ""]
     lines.append(
-        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>9} {'λmax':>9} {'residual':>8} "
+        f"{'step':>5} {'loss':>8}{fit.head} {'λmin':>9} {'λmax':>9} {'residual':>8} "
         f"{'trace':>16} {'κ':>9}"
     )
     for place in first_middle_last(len(measured)):
         one = measured[place]
-        lines.append(f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7} {_row(one.whole)}")
+        lines.append(f"{one.step:5d} {one.loss:8.2e}{fit.at(one.step)} {_row(one.whole)}")
     last = measured[-1]
     lines += ["", f"at step {last.step}, largest and smallest eigenvalues:", *_extremes(last.whole)]
     if last.whole.density is not None:
@@ -34,7 +34,7 @@ def estimates_table(result: Estimates, *, pictures: list[str]) -> str:
 
 def trace_table(result: Traces) -> str:
     """Return the traces along a run, for people."""
-    settings = result.settings
+    settings, fit = result.settings, Fit(result.run)
     how = (
         "in closed form, float64"
         if settings.method == "exact"
@@ -44,12 +44,12 @@ def trace_table(result: Traces) -> str:
         headline(result.run),
         f"trace of {NAMES[settings.matrix]} at {len(result.measured)} checkpoints ({how})",
         "",
-        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'trace':>11} {'std. error':>10}  "
+        f"{'step':>5} {'loss':>8}{fit.head} {'trace':>11} {'std. error':>10}  "
         f"{settings.level:.0%} interval",
     ]
     for place in first_middle_last(len(result.measured)):
         one = result.measured[place]
-        lines.append(f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7} {_value(one.trace)}")
+        lines.append(f"{one.step:5d} {one.loss:8.2e}{fit.at(one.step)} {_value(one.trace)}")
     last = result.measured[-1]
     lines += _layer_traces(last)
     return "\n".join([*lines, "", f"results in {result.run.path}"])

@@ -16,7 +16,6 @@ import hessian_lab
 from hessian_lab.cli import COMMANDS
 from hessian_lab.cli.parser import Parser
 from hessian_lab.errors import InputError, UsageError
-from hessian_lab.names import suggestion
 
 DONE, FAILED, USAGE, UNCHECKED, INPUT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -105,7 +104,7 @@ def parse(
     if left:
         command = commands[args.command]
         if left[0][:1] == "-":
-            near = suggestion(left[0].split("=")[0], command.flags())
+            near = command.suggested_flag(left[0].split("=")[0])
         else:
             near = " Put all names before the flags." * command.takes_words()
         command.error(f"{left[0]!r} is no argument of {args.command}.{near}")

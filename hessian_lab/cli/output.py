@@ -71,6 +71,34 @@ def train_json(run: Run) -> dict[str, Any]:
     return result
 
 
+class Fit:
+    """The column of a table that says how well a run fits its signal.
+
+    The PSNR; the SNR of a signal for which no PSNR is defined, as of sounds; nothing where there is
+    neither, as of solids.
+
+    Attributes:
+        unit: ``PSNR dB``, ``SNR dB``, or nothing.
+        head: Of the column, after a space.
+    """
+
+    def __init__(self, run: Run, *, width: int = 7) -> None:
+        known = [name for name in ("psnr", "snr") if run.metrics[name].notna().any()]
+        self.unit = f"{known[0].upper()} dB" if known else ""
+        self.head = f" {self.unit:>{width}}" if known else ""
+        self._width = width
+        self._values = run.metrics.set_index("step")[known[0]].to_dict() if known else {}
+
+    def at(self, step: int) -> str:
+        """Return the number at a checkpoint, after a space."""
+        return f" {decibels(self._values[step]):>{self._width}}" if self.unit else ""
+
+    def told(self, step: int) -> str:
+        """Return the number at a checkpoint, after a comma and the name."""
+        name, _, unit = self.unit.partition(" ")
+        return f", {name} {decibels(self._values[step])} {unit}" if name else ""
+
+
 def train_table(run: Run, *, files: Sequence[str] = ()) -> str:
     """Return the first, middle and last checkpoint of a run, for people.
 
@@ -78,15 +106,14 @@ def train_table(run: Run, *, files: Sequence[str] = ()) -> str:
         run: What was trained.
         files: What else was written, a line each.
     """
-    sound = run.metrics["psnr"].isna().all() and run.metrics["snr"].notna().any()
-    name = "snr" if sound else "psnr"
-    unit = f"{name.upper()} dB"
-    lines = [headline(run), "", f"{'step':>8} {'loss':>11} {unit:>9} {'|grad|':>10} {'s':>8}"]
+    fit = Fit(run, width=9)
+    lines = [headline(run), "", f"{'step':>8} {'loss':>11}{fit.head} {'|grad|':>10} {'s':>8}"]
     for place in first_middle_last(len(run.steps)):
         row = run.metrics.iloc[place]
+        step = int(row["step"])
         lines.append(
-            f"{int(row['step']):8d} {row['loss']:11.4e} {decibels(row[name]):>9} "
-            f"{row['grad_norm']:10.3e} {row['wall_s']:8.2f}"
+            f"{step:8d} {row['loss']:11.4e}{fit.at(step)} {row['grad_norm']:10.3e} "
+            f"{row['wall_s']:8.2f}"
         )
     lines += ["", f"{plural(len(run.steps), 'checkpoint')} in {run.path}", *files]
     return "\n".join(lines)
@@ -98,17 +125,18 @@ def eigs_table(result: Eigenvalues, *, pictures: list[str]) -> str:
     resolved = [one for one in spectra if math.isfinite(one.spectral_radius)]
     if not resolved:
         return f"{headline(run)}\n\nno Hessian is finite"
+    fit = Fit(run)
     name = matrix_name(run, result.matrix, preconditioned=result.preconditioned)
     lines = [
         headline(run),
         f"all eigenvalues of {name} at {plural(len(spectra), 'checkpoint')}",
         "exact (dense, float64)",
         "",
-        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {'λmin':>8} {'λmax':>7} {'zero':>6} "
+        f"{'step':>5} {'loss':>8}{fit.head} {'λmin':>8} {'λmax':>7} {'zero':>6} "
         f"{'struct.':>7} {'neg.':>6} {'min|λ|':>7} {'κ':>9}",
     ]
     for place in first_middle_last(len(spectra)):
-        lines.append(_row(result.measured[place]))
+        lines.append(_row(result.measured[place], fit))
     pool = pooled(spectra)
     floors = [one.tolerance for one in resolved]
     least = min(resolved, key=lambda one: one.smallest_magnitude)
@@ -216,14 +244,14 @@ def _bar(label: str, parts: list[tuple[float, str]], widest: float) -> str:
     return f"{label:>15} {total:6.1%} {bars}".rstrip()
 
 
-def _row(one: Measured) -> str:
+def _row(one: Measured, fit: Fit) -> str:
     spectrum = one.spectrum
     size = len(spectrum.values)
     bound = "" if spectrum.condition_number_resolved else "≥ "
     smallest = f"{spectrum.smallest_magnitude:.1e}" if spectrum.smallest_magnitude else "0"
     kappa = f"{bound}{spectrum.condition_number:.1e}"
     return (
-        f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7} {spectrum.lambda_min:8.1e} "
+        f"{one.step:5d} {one.loss:8.2e}{fit.at(one.step)} {spectrum.lambda_min:8.1e} "
         f"{spectrum.lambda_max:7.1e} {spectrum.numerical_zeros / size:6.1%} "
         f"{spectrum.structural_zeros / size:7.1%} {spectrum.negative / size:6.1%} {smallest:>7} "
         f"{kappa:>9}"

@@ -42,6 +42,11 @@ class Parser(argparse.ArgumentParser):
         """Return every flag of this parser."""
         return [flag for action in self._actions for flag in action.option_strings]
 
+    def suggested_flag(self, flag: str) -> str:
+        """Return " Did you mean …?" for the nearest flag; dashes, which all have, do not count."""
+        names = [known.removeprefix("--") for known in self.flags() if known.startswith("--")]
+        return suggestion(flag.lstrip("-"), names, cutoff=0.6).replace(" mean ", " mean --")
+
     def takes_words(self) -> bool:
         """Tell whether any number of words may stand without a flag."""
         return any(each.nargs in ("*", "+") for each in self._actions if not each.option_strings)

@@ -169,19 +169,19 @@ def _draw(result: "Sparsity") -> list[str]:
 
 
 def _table(result: "Sparsity") -> list[str]:
-    from hessian_lab.cli.output import decibels, first_middle_last, headline
+    from hessian_lab.cli.output import Fit, first_middle_last, headline
 
-    settings = result.settings
+    settings, fit = result.settings, Fit(result.run)
     lines = [
         headline(result.run),
         f"zeros of H v at {len(result.measured)} checkpoints, {settings.num_probes} Rademacher v,",
         f"{settings.batch_size} points, {result.run.setup.dtype}; mean over v (least … most)",
         "",
-        f"{'step':>5} {'loss':>8} {'PSNR dB':>7} {_heads(settings.rtols)}",
+        f"{'step':>5} {'loss':>8}{fit.head} {_heads(settings.rtols)}",
     ]
     for place in first_middle_last(len(result.measured)):
         one = result.measured[place]
-        lines.append(f"{one.step:5d} {one.loss:8.2e} {decibels(one.psnr):>7} {_row(one.whole)}")
+        lines.append(f"{one.step:5d} {one.loss:8.2e}{fit.at(one.step)} {_row(one.whole)}")
     last = result.measured[-1]
     width = max(len(name) for name in (*last.layers, *last.layer_weights))
     lines += ["", f"at step {last.step}:", f"{'':>{width}} {_heads(settings.rtols)}"]

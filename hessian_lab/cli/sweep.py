@@ -142,14 +142,16 @@ def _table(done: "Sweep") -> str:
     if len(best):
         groups = [name for name in done.varied if name not in ("lr", "seed")]
         head = "".join(f"{name:<12} " for name in groups)
-        lines.append(
-            f"{head}{'best lr':>9}  {'PSNR dB':>8} {'loss':>10} {'seeds':>5} {'evals':>7} {'s':>7}"
-        )
+        # Sounds and solids have none.
+        known = bool(best["psnr"].notna().any())
+        fit = f"{'PSNR dB':>8} " * known
+        lines.append(f"{head}{'best lr':>9}  {fit}{'loss':>10} {'seeds':>5} {'evals':>7} {'s':>7}")
         for row in best.to_dict("records"):
             mark = " *" if row["at_edge"] else "  "
             head = "".join(f"{row[name]!s:<12} " for name in groups)
+            fit = f"{decibels(row['psnr']):>8} " * known
             lines.append(
-                f"{head}{row['lr']:9.3g}{mark}{decibels(row['psnr']):>8} {row['loss']:10.3e} "
+                f"{head}{row['lr']:9.3g}{mark}{fit}{row['loss']:10.3e} "
                 f"{row['num_seeds']:5d} {row['evaluations']:7.0f} {row['wall_s']:7.1f}"
             )
         if best["at_edge"].any():

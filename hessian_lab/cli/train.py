@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import add_output, add_setup, given_setup
 from hessian_lab.cli.parser import Parser
+from hessian_lab.cli.views import LPIPS_FLAG, add_lpips, asked_lpips
+from hessian_lab.signals import kind_of
+from hessian_lab.training.setup import Setup
 
 if TYPE_CHECKING:
+    from hessian_lab.measures.lpips import LPIPS
     from hessian_lab.training.run import Run
 
 HELP = "train a field and keep its trajectory"
@@ -35,6 +39,7 @@ logger = logging.getLogger(__name__)
 def add_flags(parser: Parser) -> None:
     """Add the flags of this command."""
     add_setup(parser)
+    add_lpips(parser)
     add_output(parser)
 
 
@@ -43,11 +48,13 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.cli.output import train_json, train_table
     from hessian_lab.cli.progress import trained
 
-    done = trained(args, given_setup(args))
+    given = given_setup(args)
+    lpips = _lpips(args, Setup(**given))
+    done = trained(args, given)
     first, last = (done.metrics["loss"].iloc[place] for place in (0, -1))
     if last > first:
         logger.warning("the loss rose from %.4g to %.4g: try a lower --lr", first, last)
-    more, told = _made(done)
+    more, told = _made(done, lpips)
     if args.json:
         print(json.dumps(train_json(done) | more))
     else:
@@ -55,7 +62,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _made(done: "Run") -> tuple[dict[str, Any], list[str]]:
+def _lpips(args: argparse.Namespace, setup: Setup) -> "LPIPS | None":
+    if args.lpips_weights is not None and kind_of(setup.signal) != "radiance":
+        logger.warning("%s has no effect on %s", LPIPS_FLAG, setup.signal)
+        return None
+    return asked_lpips(args)
+
+
+def _made(done: "Run", lpips: "LPIPS | None") -> tuple[dict[str, Any], list[str]]:
     """Write what a field has made of its signal; return what is told of it, twice."""
     from hessian_lab.measures.radiance import is_radiance
     from hessian_lab.measures.shape import is_shape
@@ -68,7 +82,7 @@ def _made(done: "Run") -> tuple[dict[str, Any], list[str]]:
         sounds = [str(path) for path in write_sounds(done)]
         return {"sounds": sounds}, [f"the field and its error to listen to: {', '.join(sounds)}"]
     if is_radiance(done):
-        return _views(done)
+        return _views(done, lpips)
     return _solid(done) if is_shape(done) else ({}, [])
 
 
@@ -116,11 +130,11 @@ def _solid(done: "Run") -> tuple[dict[str, Any], list[str]]:
     return more | {"surface": surface, "pictures": pictures}, [*told, surface, *pictures]
 
 
-def _views(done: "Run") -> tuple[dict[str, Any], list[str]]:
+def _views(done: "Run", lpips: "LPIPS | None") -> tuple[dict[str, Any], list[str]]:
     from hessian_lab.cli.output import figure_title
     from hessian_lab.cli.views import told_views
     from hessian_lab.measures.radiance import measure_views, radiance_of
 
-    seen = measure_views(done)
+    seen = measure_views(done, lpips=lpips)
     title = f"{figure_title(done, 'hessian')}. {seen.scene.source.attribution}"
     return told_views(done.path, radiance_of(done), seen, title)

@@ -1,14 +1,53 @@
 """What is told of views that were held out, of a radiance field or of many small ones."""
 
+import argparse
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hessian_lab.cli.parser import Parser
 from hessian_lab.names import plural
 
 if TYPE_CHECKING:
     from hessian_lab.fields.volume import Volume
+    from hessian_lab.measures.lpips import LPIPS
     from hessian_lab.measures.radiance import Seen
+
+LPIPS_FLAG = "--lpips-weights"
+
+logger = logging.getLogger(__name__)
+
+
+def add_lpips(parser: Parser) -> None:
+    """Add the flag that names the weights of LPIPS."""
+    parser.add_argument_group("views that are held out").add_argument(
+        LPIPS_FLAG,
+        type=_two_files,
+        metavar="BACKBONE,HEADS",
+        help="also compare views of a scene by LPIPS, with your files of torchvision's AlexNet and "
+        "of the heads for it",
+    )
+
+
+def asked_lpips(args: argparse.Namespace) -> "LPIPS | None":
+    """Return LPIPS with the weights that were named, if any.
+
+    Raises:
+        InputError: If they cannot be used.
+    """
+    if args.lpips_weights is None:
+        return None
+    from hessian_lab.measures.lpips import load_lpips
+
+    return load_lpips(*args.lpips_weights)
+
+
+def _two_files(text: str) -> tuple[str, str]:
+    backbone, _, heads = text.partition(",")
+    if not backbone or not heads or "," in heads:
+        raise argparse.ArgumentTypeError(f"must be two files with a comma between, got {text!r}")
+    return backbone, heads
 
 
 def told_views(
@@ -31,6 +70,24 @@ def told_views(
     more |= {"views": table, "turntable": turn, "pictures": pictures}
     told = (
         f"{plural(len(seen.views), 'view')} held out: PSNR {means['psnr']:.2f} dB, "
-        f"SSIM {means['ssim']:.4f}"
+        f"SSIM {_shown(means['ssim'])}"
     )
+    if "lpips" in means:
+        told += f", LPIPS {_shown(means['lpips'])}"
+        _warn_if_small(seen)
     return more, [told, table, turn, *pictures]
+
+
+def _shown(mean: float) -> str:
+    return "–" if math.isnan(mean) else f"{mean:.4f}"
+
+
+def _warn_if_small(seen: "Seen") -> None:
+    from hessian_lab.measures.lpips import LEAST
+
+    rows, columns = seen.scene.cameras.shape
+    if min(rows, columns) < LEAST:
+        logger.warning(
+            "LPIPS needs %d pixels a side, views have %d×%d: take a larger --size",
+            *(LEAST, rows, columns),
+        )

@@ -1,9 +1,9 @@
 """Going through the checkpoints of a run, and continuing where a killed measurement stopped."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,13 @@ class AtStep(Protocol):
     @property
     def step(self) -> int:
         """The optimizer step."""
+
+
+class Told(AtStep, Protocol):
+    """A result that can be printed."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every number."""
 
 
 Result = TypeVar("Result", bound=AtStep)
@@ -160,6 +167,17 @@ def along_training(
             raise UsageError(f"no checkpoint of {run.path} has a preconditioner: {reason}")
         kept.save()
     return [known[step] for step in chosen if step in known]
+
+
+def told(run: Run, measured: Sequence[Told]) -> list[dict[str, Any]]:
+    """Return every number at each checkpoint, and the ``snr`` (dB) there where there is one."""
+    return [one.to_json() | snr_at(run, one.step) for one in measured]
+
+
+def snr_at(run: Run, step: int) -> dict[str, float]:
+    """Return the ``snr`` (dB) that was recorded in training, or nothing where there was none."""
+    value = float(run.metrics.set_index("step")["snr"].loc[step])
+    return {} if math.isnan(value) else {"snr": value}
 
 
 def selected(steps: list[int], every: int) -> list[int]:

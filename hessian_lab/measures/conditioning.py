@@ -17,6 +17,7 @@ from hessian_lab.measures.checkpoints import (
     along_training,
     loss_failure,
     nan_if_none,
+    told,
 )
 from hessian_lab.measures.planning import dense_bytes, num_parameters
 from hessian_lab.measures.record import Record, suffix
@@ -133,7 +134,7 @@ class Conditions:
             "setup": self.run.setup.to_json(),
             "num_parameters": self.run.num_parameters,
             **asdict(self.settings),
-            "spectra": [one.to_json() for one in self.measured],
+            "spectra": told(self.run, self.measured),
         }
 
 

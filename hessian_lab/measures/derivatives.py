@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.errors import UsageError
-from hessian_lab.measures.checkpoints import checkpoint, loss_failure
+from hessian_lab.measures.checkpoints import checkpoint, loss_failure, snr_at
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, write_atomically
 from hessian_lab.training.run import Run
@@ -119,6 +119,7 @@ class Measured:
             "step": self.step,
             "loss": self.loss,
             "psnr": self.psnr,
+            **snr_at(self.run, self.step),
             "loss_error": self.loss_error,
             "shape": list(self.shape),
             "errors": {kind: vars(one) for kind, one in self.errors.items()},

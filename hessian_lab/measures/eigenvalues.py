@@ -19,6 +19,7 @@ from hessian_lab.measures.checkpoints import (
     along_training,
     loss_failure,
     nan_if_none,
+    told,
 )
 from hessian_lab.measures.record import can_read_back, mark, suffix
 from hessian_lab.measures.scaled import preconditioned_matrix, reordered
@@ -127,7 +128,7 @@ class Eigenvalues:
             "method": "dense",
             "matrix": self.matrix,
             "preconditioned": self.preconditioned,
-            "spectra": [one.to_json() for one in self.measured],
+            "spectra": told(self.run, self.measured),
             "pooled": pooled(self.spectra),
         }
 

@@ -16,6 +16,7 @@ from hessian_lab.measures.checkpoints import (
     along_training,
     loss_failure,
     nan_if_none,
+    told,
 )
 from hessian_lab.measures.eigenvalues import rung_name
 from hessian_lab.measures.record import Record, suffix
@@ -213,7 +214,7 @@ class Estimates:
             "method": settings.pop("method"),
             "matrix": settings.pop("matrix"),
             **settings,
-            "spectra": [one.to_json() for one in self.measured],
+            "spectra": told(self.run, self.measured),
             "pooled": dict.fromkeys(POOLED),
         }
 

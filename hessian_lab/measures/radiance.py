@@ -14,6 +14,7 @@ from torch import Tensor
 from hessian_lab.errors import InputError
 from hessian_lab.fields.radiance import RadianceField
 from hessian_lab.fields.volume import Volume
+from hessian_lab.measures.lpips import LPIPS, is_wide
 from hessian_lab.signals import kind_of
 from hessian_lab.signals.cameras import Cameras, looking_at
 from hessian_lab.signals.radiance import load_scene
@@ -41,8 +42,8 @@ class Seen:
         pictures: What the field shows there [v, rows, columns, 3], in [0, 1].
         depths: How far the light of each pixel comes on average [v, rows, columns], NaN where
             nothing is met.
-        table: Per view its number, ``psnr`` (dB), ``ssim`` (NaN below 11 pixels a side) and
-            ``mean_absolute_error``.
+        table: Per view its number, ``psnr`` (dB), ``ssim`` (NaN below 11 pixels a side),
+            ``mean_absolute_error`` and, with weights for it, ``lpips`` (NaN below 31 pixels).
     """
 
     scene: Scene
@@ -57,28 +58,43 @@ def is_radiance(run: Run) -> bool:
     return kind_of(run.setup.signal) == "radiance" and run.setup.samples is not None
 
 
-def measure_views(run: Run) -> Seen:
+def measure_views(run: Run, *, lpips: LPIPS | None = None) -> Seen:
     """Render the views that were held out from the field at the last checkpoint, and compare.
 
     Writes ``views.csv`` beside the trajectory. One evaluation per sample of every ray.
+
+    Args:
+        run: What was trained.
+        lpips: Compares them too, where they are large enough.
 
     Raises:
         InputError: If the scene is no longer there, or the module was a user's own.
         ResourceError: If the disk is full.
     """
-    seen = views_of(radiance_of(run), load_scene(run.setup.signal, run.setup.size))
+    scene = load_scene(run.setup.signal, run.setup.size)
+    seen = views_of(radiance_of(run), scene, lpips=lpips)
     write_views(run.path, seen)
     return seen
 
 
-def views_of(model: Volume, scene: Scene) -> Seen:
-    """Render the views of a scene that are held out, and compare; nothing is written."""
+def views_of(model: Volume, scene: Scene, *, lpips: LPIPS | None = None) -> Seen:
+    """Render the views of a scene that are held out, and compare; nothing is written.
+
+    Args:
+        model: What was fitted.
+        scene: To what.
+        lpips: Compares them too, where they are large enough.
+    """
     views = np.flatnonzero(scene.held_out)
-    found = [rendered(model, scene.picture_rays(int(view))) for view in views]
     rows, columns = scene.cameras.shape
+    if not len(views):
+        nothing = np.empty((0, rows, columns))
+        table = pd.DataFrame(columns=["view", "psnr", "ssim", "mean_absolute_error"])
+        return Seen(scene, views, np.empty((0, rows, columns, 3)), nothing, table)
+    found = [rendered(model, scene.picture_rays(int(view))) for view in views]
     pictures = torch.stack([colours for colours, _ in found]).view(-1, rows, columns, 3)
     entries = [
-        _compared(int(view), picture, torch.from_numpy(scene.pictures[view]))
+        _compared(int(view), picture, torch.from_numpy(scene.pictures[view]), lpips)
         for view, picture in zip(views, pictures, strict=True)
     ]
     depths = torch.stack([depth for _, depth in found]).view(-1, rows, columns).numpy()
@@ -158,14 +174,17 @@ def radiance_of(run: Run) -> RadianceField:
     return model
 
 
-def _compared(view: int, picture: Tensor, true: Tensor) -> dict[str, float]:
+def _compared(view: int, picture: Tensor, true: Tensor, lpips: LPIPS | None) -> dict[str, float]:
     wide = min(picture.shape[:2]) >= WINDOW
-    return {
+    found = {
         "view": view,
         "psnr": psnr(picture, true),
         "ssim": ssim(picture, true) if wide else math.nan,
         "mean_absolute_error": float((picture - true).abs().mean()),
     }
+    if lpips is not None:
+        found["lpips"] = lpips(picture, true) if is_wide(picture) else math.nan
+    return found
 
 
 def _around(scene: Scene, count: int) -> Scene:

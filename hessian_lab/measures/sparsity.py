@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.losses import Loss
-from hessian_lab.measures.checkpoints import Checkpoint, along, checkpoint, loss_failure
+from hessian_lab.measures.checkpoints import Checkpoint, along, checkpoint, loss_failure, told
 from hessian_lab.measures.checkpoints import nan_if_none as nan
 from hessian_lab.measures.record import Record
 from hessian_lab.probe.curvature import HessianOperator
@@ -160,7 +160,7 @@ class Sparsity:
             "setup": self.run.setup.to_json(),
             "num_parameters": self.run.num_parameters,
             **asdict(self.settings),
-            "spectra": [one.to_json() for one in self.measured],
+            "spectra": told(self.run, self.measured),
         }
 
 

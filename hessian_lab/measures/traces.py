@@ -11,7 +11,7 @@ from torch import Tensor
 from hessian_lab.errors import NonFiniteError, UsageError
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
-from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none
+from hessian_lab.measures.checkpoints import Checkpoint, along, loss_failure, nan_if_none, told
 from hessian_lab.measures.record import Record, suffix
 from hessian_lab.names import known
 from hessian_lab.probe.closed_diagonal import exact_diagonal
@@ -107,7 +107,7 @@ class Traces:
             "setup": self.run.setup.to_json(),
             "num_parameters": self.run.num_parameters,
             **asdict(self.settings),
-            "spectra": [one.to_json() for one in self.measured],
+            "spectra": told(self.run, self.measured),
         }
 
 

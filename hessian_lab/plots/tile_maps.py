@@ -196,7 +196,7 @@ def _map(
     scale: Array | None = None,
     there: pd.DataFrame | None = None,
 ) -> None:
-    """Draw a map, on the scale of its own values or of others; grey where ``there`` has no value."""
+    """Draw a map, on the scale of its own values or of others; grey where only ``there`` is one."""
     grid = np.full((-(-shape[0] // tile), -(-shape[1] // tile)), np.nan)
     if there is not None:
         ground = grid.copy()

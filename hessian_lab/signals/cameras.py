@@ -9,6 +9,8 @@ from hessian_lab.errors import InputError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+# Focal lengths in pixels with which directions can be told from each other.
+FOCAL = (1e-6, 1e12)
 # How far the axes of a camera may be from orthonormal: poses are written with few digits.
 RIGID = 1e-3
 
@@ -23,7 +25,7 @@ class Cameras:
         focal: Focal length in pixels.
 
     Raises:
-        InputError: If a pose is not finite or no rigid motion, or the focal length not positive.
+        InputError: If a pose is not finite or no rigid motion, or the focal length out of range.
     """
 
     poses: Array
@@ -34,8 +36,11 @@ class Cameras:
         poses = np.ascontiguousarray(self.poses, dtype=np.float64)
         object.__setattr__(self, "poses", poses)
         check_poses(poses)
-        if not 0 < self.focal < np.inf:
-            raise InputError(f"focal length must be positive and finite, got {self.focal:g}.")
+        if not FOCAL[0] <= self.focal <= FOCAL[1]:
+            raise InputError(
+                f"focal length must be between {FOCAL[0]:g} and {FOCAL[1]:g} pixels, got "
+                f"{self.focal:g}."
+            )
 
     @property
     def places(self) -> Array:
@@ -76,7 +81,8 @@ def check_poses(poses: Array) -> None:
         if not np.isfinite(pose).all():
             raise InputError(f"poses must be finite, that of view {number} has NaN or Inf.")
         turn = pose[:, :3]
-        if np.abs(turn.T @ turn - np.eye(3)).max() > RIGID or np.linalg.det(turn) < 0:
+        large = np.abs(turn).max() > 2
+        if large or np.abs(turn.T @ turn - np.eye(3)).max() > RIGID or np.linalg.det(turn) < 0:
             raise InputError(
                 f"poses must be rigid motions, the axes of view {number} are not orthonormal and "
                 "right-handed."

@@ -1,6 +1,8 @@
 """Downloads of registered files: only when asked for, whole and checked, or not at all."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -25,20 +27,22 @@ def download(entry: Entry) -> tuple[Path, bool]:
     path = place_of(entry)
     if path is not None and not fault_of(entry, path):
         return path, False
-    target = _directory(entry) / entry.file
+    directory = _directory()
+    target = directory / entry.file
     if path is not None and path != target:
         raise InputError(
             f"data {entry.name} must be the file that was registered, {path} is not: "
             f"{fault_of(entry, path)}. Replace or remove it: it goes before any download."
         )
     neighbour = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        _fetch(entry, target, neighbour)
-        fault = fault_of(entry, neighbour)
-        place = target.with_name(target.name + REJECTED) if fault else target
-        neighbour.replace(place)
-    finally:
-        neighbour.unlink(missing_ok=True)
+    with _made(entry, directory):
+        try:
+            _fetch(entry, target, neighbour)
+            fault = fault_of(entry, neighbour)
+            place = target.with_name(target.name + REJECTED) if fault else target
+            neighbour.replace(place)
+        finally:
+            neighbour.unlink(missing_ok=True)
     if fault:
         raise InputError(
             f"data {entry.name} must be the file that was registered, what {entry.url} sent is "
@@ -51,17 +55,21 @@ def by_hand(entry: Entry, directory: Path) -> str:
     """Return how to get a file without this program."""
     return (
         f"By hand: download {entry.url} as {directory / entry.file} "
-        f"({entry.bytes} bytes, SHA-256 {entry.sha256}), then: "
-        f"hessian-lab data verify {entry.name}"
+        f"({entry.bytes} bytes, SHA-256 {entry.sha256}; make the directory if there is none), "
+        f"then: hessian-lab data verify {entry.name}"
     )
 
 
-def _directory(entry: Entry) -> Path:
-    """Return the directory to download to, made if need be."""
+def _directory() -> Path:
+    """Return the directory to download to, which may not be there yet."""
     first = directories()[0]
-    if first.is_dir() and os.access(first, os.W_OK):
-        return first
-    directory = cache_directory()
+    return first if first.is_dir() and os.access(first, os.W_OK) else cache_directory()
+
+
+@contextlib.contextmanager
+def _made(entry: Entry, directory: Path) -> Iterator[None]:
+    """Make a directory and its parents; take away those that are left empty."""
+    new = [each for each in (directory, *directory.parents) if not each.exists()]
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -69,7 +77,12 @@ def _directory(entry: Entry) -> Path:
             f"data {entry.name} must have a directory to go to, {directory}: {error.strerror}. "
             "Name another in HESSIAN_LAB_DATA."
         ) from None
-    return directory
+    try:
+        yield
+    finally:
+        for each in new:
+            with contextlib.suppress(OSError):
+                each.rmdir()
 
 
 def _fetch(entry: Entry, target: Path, neighbour: Path) -> None:

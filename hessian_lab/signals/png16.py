@@ -12,6 +12,9 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Colour type -> channels: RGB, grey with alpha, RGBA.
 CHANNELS = {2: 3, 4: 2, 6: 4}
 
+# As Pillow refuses larger ones.
+MOST_PIXELS, MOST_SIDE = 178_956_970, 1 << 17
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -31,8 +34,11 @@ def read_deep_colour(data: bytes) -> Array:
     """
     columns, rows, _, colour = struct.unpack(">IIBB", data[16:26])
     channels = CHANNELS[colour]
-    stream = zlib.decompress(b"".join(body for kind, body in _chunks(data) if kind == b"IDAT"))
+    if not (0 < columns <= MOST_SIDE and 0 < rows <= MOST_SIDE and rows * columns <= MOST_PIXELS):
+        raise ValueError(f"it has {rows}×{columns} pixels")
     width, step = columns * channels * 2, channels * 2
+    packed = b"".join(body for kind, body in _chunks(data) if kind == b"IDAT")
+    stream = zlib.decompressobj().decompress(packed, rows * (width + 1) + 1)
     if len(stream) != rows * (width + 1):
         raise ValueError(f"expected {rows * (width + 1)} bytes of pixels, got {len(stream)}")
     above = bytearray(width)

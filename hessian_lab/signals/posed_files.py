@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,12 @@ POSES = "poses_bounds.npy"
 SPLITS = ("transforms_train.json", "transforms_test.json")
 WHOLE = "transforms.json"
 ENDINGS = (".png", ".jpg", ".jpeg")
-# Of a file of poses.
-MOST_BYTES = 1 << 26
+# Of a file of poses, of a picture, and of all pictures.
+MOST_BYTES, MOST_PICTURE_BYTES, MOST_VIEWS = 1 << 24, 1 << 30, 10_000
+# How far off a camera may stand, in units of the scene's own: beyond it digits are lost.
+FARTHEST = 1e6
+# Of a name in a message.
+MOST_LETTERS = 60
 # Of pictures that are not split, every eighth is held out; of a test split, this many at most.
 EVERY, MOST_HELD_OUT = 8, 8
 # Half the box of Blender's scenes over the distance of their cameras.
@@ -93,24 +98,26 @@ def _read_blender(folder: Path, size: int | None) -> Scene:
     else:
         entries, lens = _frames(folder / WHOLE), _load_json(folder / WHOLE)
         split = np.arange(len(entries)) % EVERY == 0 if len(entries) > 1 else np.zeros(1, bool)
+    _check_count(len(entries))
     frames = _Frames(
         [_picture(folder, entry) for entry in entries],
-        np.stack([_matrix(entry, folder) for entry in entries]),
-        split,
+        np.array([_matrix(entry, folder) for entry in entries]).reshape(-1, 3, 4),
+        split[: len(entries)],
     )
     check_poses(frames.poses)
     pictures, digest = _read_pictures(frames.paths, size)
-    poses = frames.poses.copy()
-    distance = float(np.median(np.linalg.norm(poses[:, :, 3], axis=1)))
+    with np.errstate(over="ignore"):
+        distance = float(np.median(np.linalg.norm(frames.poses[:, :, 3], axis=1)))
     if not 0 < distance < np.inf:
         raise InputError(f"cameras must stand around the origin, those of {folder} stand in it.")
-    poses[:, :, 3] /= REACH * distance
+    poses = _in_units(frames.poses, REACH * distance, folder)
     cameras = Cameras(poses, pictures.shape[1:3], _focal(lens, pictures.shape[2], folder))
     return Scene(cameras, pictures, split, 1.0, _source(folder, digest))
 
 
 def _read_llff(folder: Path, size: int | None) -> Scene:
     table = _load_poses(folder / POSES)
+    _check_count(len(table))
     paths = _listed(folder, size)
     if len(paths) != len(table):
         raise InputError(
@@ -122,7 +129,7 @@ def _read_llff(folder: Path, size: int | None) -> Scene:
     if not (np.isfinite(table).all() and (table[:, 15] > 0).all()):
         raise InputError(f"poses and bounds must be finite, bounds positive, {folder} has others.")
     pictures, digest = _read_pictures(paths, size)
-    rows, columns = frames.poses[0, 0, 4], frames.poses[0, 1, 4]
+    rows, columns, focal = (float(number) for number in frames.poses[0, :, 4])
     if not (rows > 0 and abs(columns / rows * pictures.shape[1] - pictures.shape[2]) < 2):
         raise InputError(
             f"pictures must have the proportions of their poses, {rows:g}×{columns:g}, those of "
@@ -130,10 +137,28 @@ def _read_llff(folder: Path, size: int | None) -> Scene:
         )
     # From down, right, back to right, up, back.
     poses = frames.poses[:, :, [1, 0, 2, 3]] * (1, -1, 1, 1)
-    poses[:, :, 3] /= table[:, 15].min() * BOUND_FACTOR
-    focal = float(frames.poses[0, 2, 4]) * pictures.shape[1] / rows
-    cameras = Cameras(_recentred(poses, folder), pictures.shape[1:3], focal)
+    poses = _in_units(poses, float(table[:, 15].min()) * BOUND_FACTOR, folder)
+    lens = focal * pictures.shape[1] / rows
+    cameras = Cameras(_recentred(poses, folder), pictures.shape[1:3], lens)
     return Scene(cameras, pictures, split, 0.0, _source(folder, digest), forward=True)
+
+
+def _in_units(poses: Array, unit: float, folder: Path) -> Array:
+    """Return poses [v, 3, 4] with places in another unit."""
+    poses = poses.copy()
+    with np.errstate(all="ignore"):
+        poses[:, :, 3] /= unit
+    if not (np.abs(poses[:, :, 3]) <= FARTHEST).all():
+        raise InputError(
+            f"cameras must stand near their scene, one of {folder} is more than {FARTHEST:g} times "
+            "as far off as the scene is large."
+        )
+    return poses
+
+
+def _check_count(num_views: int) -> None:
+    if num_views > MOST_VIEWS:
+        raise InputError(f"scene must have at most {MOST_VIEWS} pictures, it has {num_views}.")
 
 
 def _recentred(poses: Array, folder: Path) -> Array:
@@ -172,9 +197,14 @@ def _load_poses(path: Path) -> Array:
     data = _bounded(path)
     try:
         table = np.load(io.BytesIO(data), allow_pickle=False)
-        table = np.asarray(table, dtype=np.float64)
+        if table.dtype.kind not in "fiu":
+            raise TypeError
+        with np.errstate(over="ignore"):
+            table = np.asarray(table, dtype=np.float64)
     except Exception as error:
-        raise InputError(f"poses must be a NumPy array, {path} cannot be read as one.") from error
+        raise InputError(
+            f"poses must be a NumPy array of real numbers, {path} cannot be read as one."
+        ) from error
     if table.ndim != 2 or table.shape[1] != 17 or not len(table):
         raise InputError(f"poses must have shape [v, 17], {path} has {list(table.shape)}.")
     return table
@@ -197,8 +227,11 @@ def _focal(lens: dict[str, Any], columns: int, folder: Path) -> float:
     if isinstance(angle, int | float) and 0 < angle < math.pi:
         return columns / 2 / math.tan(angle / 2)
     if angle is None and isinstance(length, int | float) and isinstance(width, int | float):
-        return float(length) * columns / width if width > 0 else 0.0
-    found = "has none" if angle is None else f"has {angle!r}"
+        try:
+            return float(length) * columns / float(width) if width > 0 else 0.0
+        except OverflowError:
+            return math.inf
+    found = "has none" if angle is None else f"has {_brief(angle)}"
     raise InputError(
         f"transforms must have camera_angle_x, an angle between 0 and π (or fl_x and w, in pixels),"
         f" {folder} {found}."
@@ -208,12 +241,12 @@ def _focal(lens: dict[str, Any], columns: int, folder: Path) -> float:
 def _matrix(entry: dict[str, Any], folder: Path) -> Array:
     try:
         matrix = np.array(entry["transform_matrix"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         matrix = np.empty(0)
     if matrix.shape not in ((4, 4), (3, 4)):
         raise InputError(
-            f"frames must have a transform_matrix of 4×4 numbers, {entry.get('file_path')} of "
-            f"{folder} has none."
+            "frames must have a transform_matrix of 4×4 numbers, "
+            f"{_brief(entry.get('file_path'))} of {folder} has none."
         )
     return matrix[:3]
 
@@ -223,14 +256,17 @@ def _picture(folder: Path, entry: dict[str, Any]) -> Path:
     name = entry.get("file_path")
     if not isinstance(name, str) or not name or "\0" in name:
         raise InputError(f"frames must name their pictures by file_path, one of {folder} does not.")
-    path = _inside(folder, folder / name)
-    if path.is_file():
-        return path
-    named = [path.with_name(path.name + ending) for ending in ENDINGS]
-    found = next((other for other in named if other.is_file()), None)
-    if found is None:
-        raise InputError(f"frames must have their pictures, {path} does not exist.")
-    return _inside(folder, found)
+    try:
+        path = _inside(folder, folder / name)
+        named = [path, *(path.with_name(path.name + ending) for ending in ENDINGS)]
+        found = next((other for other in named if other.is_file()), None)
+        if found is not None:
+            return _inside(folder, found)
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError):
+        pass
+    raise InputError(f"frames must have their pictures, {_brief(name)} of {folder} does not exist.")
 
 
 def _listed(folder: Path, size: int | None) -> list[Path]:
@@ -240,7 +276,9 @@ def _listed(folder: Path, size: int | None) -> list[Path]:
     """
     places = [place for place in folder.glob("images*") if place.is_dir()]
     listed = [
-        sorted(path for path in place.iterdir() if path.suffix.lower() in ENDINGS)
+        sorted(
+            path for path in place.iterdir() if path.suffix.lower() in ENDINGS and path.is_file()
+        )
         for place in places
     ]
     listed = [paths for paths in listed if paths]
@@ -254,7 +292,9 @@ def _listed(folder: Path, size: int | None) -> list[Path]:
 def _inside(folder: Path, path: Path) -> Path:
     """Return a path that stays in a folder, links included."""
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"pictures must lie in the folder of their scene, {path} does not.")
+        raise InputError(
+            f"pictures must lie in the folder of their scene, {_brief(str(path))} does not."
+        )
     return path
 
 
@@ -274,6 +314,10 @@ def _read_pictures(paths: Sequence[Path], size: int | None) -> tuple[Array, str]
             raise InputError(
                 f"pictures must have one size, {paths[0]} has {rows}×{columns} and {path} "
                 f"{_size(path)[0]}×{_size(path)[1]}."
+            )
+        if path.stat().st_size > MOST_PICTURE_BYTES:
+            raise InputError(
+                f"pictures must have at most {MOST_PICTURE_BYTES} bytes, {path} has more."
             )
         data = read_bytes(path)
         digest.update(data)
@@ -299,10 +343,21 @@ def _size(path: Path) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return image.height, image.width
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                return image.height, image.width
     except Exception as error:
         raise InputError(f"pictures must be images, {path} cannot be read as one.") from error
+
+
+def _brief(value: object) -> str:
+    """Return what a file says, on one line and not all of it if it is long."""
+    try:
+        text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    except (ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
 
 
 def _source(folder: Path, digest: str) -> Source:

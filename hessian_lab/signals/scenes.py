@@ -21,6 +21,9 @@ NUM_RAYS = 2048
 # the unit interval evenly in every neighbourhood, so that errors of quadrature look like grain.
 DITHER = (0.8191725133961645, 0.7548776662466927, 0.5698402909980532)
 
+# The least slope towards -z of a ray that faces forward: beyond it its place in a box is rounding.
+LEVEL = 1e-6
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -106,7 +109,7 @@ def through_box(origins: Array, directions: Array) -> tuple[Array, Array]:
     A ray that starts inside enters at 0. Distances are in units of the directions' lengths.
     """
     # Along a side of the box a ray is between its two planes from -∞ to ∞, or never.
-    steep = np.where(directions == 0, 1e-300, directions)
+    steep = np.where(np.abs(directions) < 1e-300, 1e-300, directions)
     ends = np.stack([(-1 - origins) / steep, (1 - origins) / steep])
     near = np.maximum(ends.min(axis=0).max(axis=1), 0)
     far = ends.max(axis=0).min(axis=1)
@@ -133,7 +136,7 @@ def to_device_coordinates(
     References:
         Mildenhall et al. (2020), https://arxiv.org/abs/2003.08934, appendix C.
     """
-    if not (directions[:, 2] < 0).all():
+    if not (-directions[:, 2] > LEVEL * np.linalg.norm(directions, axis=1)).all():
         raise InputError("cameras that face forward must look along -z, one ray does not.")
     origins = origins - ((1 + origins[:, 2]) / directions[:, 2])[:, None] * directions
     rows, columns = cameras.shape

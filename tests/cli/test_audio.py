@@ -1,5 +1,7 @@
 """Sounds from the command line: trained, written, measured like an image."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -37,6 +39,28 @@ def test_train_tells_snr_and_what_to_listen_to(told):
     assert lines[-1].endswith("listen to: run/fitted.wav, run/error.wav")
     assert "snr" in answer.err
     assert "psnr" not in answer.err
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("command", ["eigs", "trace", "sparsity", "derivatives"])
+def test_tables_of_measurements_tell_the_snr(told, command, tmp_path, monkeypatch):
+    for name in ("sparsity", "derivatives"):
+        monkeypatch.setattr(f"hessian_lab.cli.{name}._draw", lambda _result: [])
+    run = load_run(shutil.copytree(told[0] / "run", tmp_path / "run"))
+    known = dict(zip(run.metrics["step"], run.metrics["snr"], strict=True))
+    answer = typed(tmp_path, command, "--run", "run", "--json")
+    assert answer.status == 0, answer.err
+    for one in answer.json.get("spectra", [answer.json]):
+        assert (one["psnr"], one["snr"]) == (None, pytest.approx(known[one["step"]], rel=1e-15))
+    out = typed(tmp_path, command, "--run", "run").out
+    assert "PSNR" not in out
+    if command == "derivatives":
+        assert f", SNR {known[3]:.1f} dB\n" in out
+        return
+    lines = out.splitlines()
+    (head,) = [line for line in lines if line.startswith(" step     loss  SNR dB ")]
+    row = lines[lines.index(head) + 1]
+    assert row.split()[2] == row[15:22].strip() == f"{known[0]:.1f}"
 
 
 def test_the_written_sounds_are_field_and_error(told):

@@ -90,7 +90,7 @@ def test_people_get_a_table_that_fits_a_terminal_and_a_picture(tmp_path):
     answer = typed(tmp_path, "cond", *words, "--precision", "extended", "--out", "run", "--layers")
     assert answer.status == 0, answer.err
     assert re.search(
-        r"^ step +loss PSNR dB +scaled by +κ +eff\. +eff10 below unscaled$", answer.out, re.M
+        r"^ step +loss  SNR dB +scaled by +κ +eff\. +eff10 below unscaled$", answer.out, re.M
     )
     bounds = re.findall(r"^.* (H|D\^E|D\^J) +≥ (\S+) ", answer.out, re.M)
     assert bounds

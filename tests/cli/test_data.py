@@ -163,7 +163,7 @@ def test_an_interrupted_download_leaves_nothing(server, tmp_path, monkeypatch): 
 
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", half)
     assert typed(tmp_path, "data", "get", "brahms").status == 130
-    assert left() == []
+    assert not cache_directory().exists()
 
 
 def test_what_a_server_answers_is_told_with_the_manual_steps(server, tmp_path):
@@ -171,8 +171,11 @@ def test_what_a_server_answers_is_told_with_the_manual_steps(server, tmp_path):
     answer = typed(tmp_path, "data", "get", "brahms")
     assert_refused(answer, 4, r"127\.0\.0\.1:\d+ answers 404\. By hand: download http://\S+ as ")
     path = cache_directory() / "brahms.wav"
-    steps = f"as {path} ({len(sound())} bytes, SHA-256 {DIGEST}), then: hessian-lab data verify"
-    assert steps in answer.err
+    steps = f"as {path} ({len(sound())} bytes, SHA-256 {DIGEST}; make the directory if there is "
+    assert steps + "none), then: hessian-lab data verify brahms" in answer.err
+    # Nothing is left, not even what it would have gone to.
+    assert not cache_directory().parent.exists()
+    path.parent.mkdir(parents=True)
     path.write_bytes(sound())
     assert typed(tmp_path, "data", "verify", "brahms").status == 0
 
@@ -191,7 +194,7 @@ def test_without_pooch_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "pooch", None)
     answer = typed(tmp_path, "data", "get", "brahms")
     assert_refused(answer, 4, r"needs pooch .* pip install 'hessian-lab\[data\]'\. By hand: ")
-    assert left() == []
+    assert not cache_directory().exists()
 
 
 # Checks.
@@ -221,6 +224,8 @@ def test_verify_tells_a_file_that_is_another(monkeypatch, tmp_path):
         (("verify", "brams"), r"Did you mean brahms\?"),
         (("list", "brahms"), "data list must stand alone, got 'brahms'"),
         (("get", "brahms", "--jsn"), "Did you mean --json"),
+        (("get", "brahms", "--out", "there"), r"'--out' is no argument of data\.$"),
+        (("verify", "--run", "there"), r"'--run' is no argument of data\.$"),
         # argparse itself takes them in any order from Python 3.12 on.
         pytest.param(
             *(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hessian_lab.measures.lpips import load_lpips
 from hessian_lab.measures.radiance import rendered
 from hessian_lab.probe.kept_graph import hessian_rows
 from hessian_lab.signals.posed_write import write_scene
@@ -13,7 +14,8 @@ from hessian_lab.signals.radiance import load_scene, rendered_scene
 from hessian_lab.signals.render import torus
 from hessian_lab.training.quality import psnr, ssim
 from hessian_lab.training.run import load_run
-from tests.cli.terminal import assert_refused, typed
+from tests.cli.terminal import TINY, assert_refused, typed
+from tests.measures.lpips_files import write_weights
 
 FIELD = ("--act", "gaussian", "--sigma", "0.5", "--width", "8", "--depth", "2", "--samples", "10")
 FIT = ("--size", "16", "--points", "300", *FIELD, "--steps", "25", "--checkpoint-every", "25")
@@ -113,3 +115,65 @@ def test_what_makes_no_sense_is_refused(tmp_path):
     told = typed(tmp_path, "train", "--signal", "./empty", "--out", "run")
     assert_refused(told, 4, "transforms must list their frames")
     assert not (tmp_path / "run").exists()
+
+
+# LPIPS, with weights of one's own.
+
+SEEN = ("--signal", "./scene", "--points", "50", "--width", "3", "--depth", "1")
+SEEN += ("--samples", "3", "--steps", "1", "--size", "32", "--out", "run")
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """Write a scene and files of weights, draw nothing, and return what names the files."""
+    write_scene(rendered_scene(torus(rings=24, sides=12), 32, num_views=2), tmp_path / "scene")
+    monkeypatch.setattr("hessian_lab.plots.style.save", lambda *_: [])
+    monkeypatch.setattr("hessian_lab.measures.radiance.write_turn", lambda *_: tmp_path / "no")
+    return ",".join(str(path) for path in write_weights(tmp_path))
+
+
+def test_views_are_compared_by_lpips_where_there_are_weights(tmp_path, weights):
+    told = typed(tmp_path, "train", *SEEN, "--lpips-weights", weights)
+    assert told.status == 0, told.err
+    run, lpips = load_run(tmp_path / "run"), load_lpips(*weights.split(","))
+    table = pd.read_csv(tmp_path / "run/views.csv")
+    scene, model = load_scene(str(tmp_path / "scene"), 32), run.model(1)
+    for row in table.itertuples():
+        shown = rendered(model, scene.picture_rays(row.view))[0].view(32, 32, 3)
+        expected = lpips(shown, torch.from_numpy(scene.pictures[row.view]))
+        assert row.lpips == pytest.approx(expected, rel=1e-9)
+    assert f", LPIPS {table['lpips'].mean():.4f}\n" in told.out
+
+
+def test_small_views_have_no_lpips(tmp_path, weights):
+    words = (*SEEN, "--size", "12", "--lpips-weights", weights)
+    told = typed(tmp_path, "train", *words)
+    assert told.status == 0
+    assert ", LPIPS –\n" in told.out
+    assert "LPIPS needs 31 pixels a side, views have 12×12: take a larger --size" in told.err
+    assert typed(tmp_path, "train", *words, "--json").json["held_out"]["lpips"] is None
+    # The run is the same without the weights; what is told of it is not.
+    plain = typed(tmp_path, "train", *words[:-2], "--json")
+    assert "lpips" not in plain.json["held_out"]
+    assert "lpips" not in (tmp_path / "run/views.csv").read_text()
+
+
+def test_bad_weights_are_refused_before_training(tmp_path, weights):
+    backbone = weights.split(",")[0]
+    for names, status, reason in (
+        (backbone, 2, "must be two files with a comma between"),
+        (f"{weights},x", 2, "must be two files with a comma between"),
+        (f"{backbone},none.pth", 4, r"must be two files, none\.pth: No such file"),
+        (f"{backbone},{backbone}", 4, r"has no tensor lin0\.model\.1\.weight"),
+    ):
+        told = typed(tmp_path, "train", *SEEN, "--lpips-weights", names)
+        assert_refused(told, status, reason)
+        assert not (tmp_path / "run").exists()
+    told = typed(tmp_path, "distil", "--run", "gone", "--lpips-weights", f"{backbone},none.pth")
+    assert_refused(told, 4, r"must be two files, none\.pth")
+
+
+def test_weights_have_no_effect_on_an_image(tmp_path):
+    told = typed(tmp_path, "train", *TINY, "--out", "run", "--lpips-weights", "no,where")
+    assert told.status == 0
+    assert "--lpips-weights has no effect on camera" in told.err

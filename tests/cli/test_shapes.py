@@ -1,13 +1,18 @@
 import json
+import math
+import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from hessian_lab.cli import sweep
 from hessian_lab.errors import InputError
 from hessian_lab.measures import shape
 from hessian_lab.signals.mesh_files import obj_bytes, read_mesh
 from hessian_lab.training.run import load_run
+from hessian_lab.training.sweep import Sweep
 from tests.cli.terminal import assert_refused, typed
 from tests.reference import autograd_hessian
 from tests.signals.solids import icosphere
@@ -48,6 +53,23 @@ def test_its_hessian_is_that_of_the_cross_entropy(ball):
     found = torch.linalg.eigvalsh(autograd_hessian(model, run.loss, signal))
     assert done.json["spectra"][-1]["lambda_max"] == pytest.approx(float(found[-1]), rel=1e-6)
     assert done.json["spectra"][-1]["psnr"] is None
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_its_tables_have_no_column_of_what_no_solid_has(tmp_path):
+    (tmp_path / "ball.obj").write_bytes(obj_bytes(icosphere(1, 5.0)))
+    words = ("--signal", "./ball.obj", "--points", "50", "--width", "3", "--depth", "1")
+    words += ("--octaves", "2", "--steps", "1", "--out", "run")
+    assert "SNR" not in typed(tmp_path, "eigs", *words).out
+    out = typed(tmp_path, "trace", "--run", "run").out
+    assert re.search(r"^ step     loss +trace +std", out, re.M)
+    assert "SNR" not in out
+    assert '"snr"' not in (tmp_path / "run/eigs.json").read_text()
+    row = {"lr": 0.1, "seed": 0, "status": "done", "loss": 1.0, "psnr": math.nan, "wall_s": 1.0}
+    table = pd.DataFrame([row | {"evaluations": 2, "products": 3}])
+    told = sweep._table(Sweep(tmp_path, (), table)).splitlines()
+    assert told[2].split() == ["best", "lr", "loss", "seeds", "evals", "s"]
+    assert told[3].split()[:3] == ["0.1", "1.000e+00", "1"]
 
 
 def test_the_terrain_needs_no_file(tmp_path):

@@ -135,7 +135,7 @@ def test_json_says_what_was_asked_and_found(run):
     file = strictly(run.path / "trace-ggn-layers.json")
     assert file["spectra"] == finite(found)["spectra"]
     for one in file["spectra"]:
-        assert one.keys() == {"step", "loss", "psnr", "loss_error", "trace", "layers"}
+        assert one.keys() == {"step", "loss", "psnr", "snr", "loss_error", "trace", "layers"}
         assert one["trace"].keys() == {"mean", "standard_error", "low", "high"}
 
 

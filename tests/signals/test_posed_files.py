@@ -184,7 +184,7 @@ def frames_of_text(entries):
         (nan_pose, "that of view 1 has NaN or Inf"),
         (sheared, "axes of view 1 are not orthonormal"),
         (short_pose, "transform_matrix of 4×4 numbers, ./train/r_0"),
-        (missing_picture, "r_77 does not exist"),
+        (missing_picture, "r_77 of .* does not exist"),
         (outside, "must lie in the folder of their scene"),
         (absolute, "must lie in the folder of their scene"),
         (no_name, "must name their pictures by file_path"),

@@ -129,7 +129,7 @@ def test_poses_are_checked():
     ):
         with pytest.raises(InputError, match=reason):
             Cameras(wrong, (4, 4), 5.0)
-    with pytest.raises(InputError, match="focal length must be positive"):
+    with pytest.raises(InputError, match="focal length must be between 1e-06 and"):
         Cameras(good, (4, 4), 0.0)
     with pytest.raises(ValueError, match="not straight above"):
         looking_at(np.array([[0.0, 0, 2]]), np.zeros(3), UP)

@@ -18,6 +18,7 @@ from hessian_lab.training.setup import Setup
 from hessian_lab.training.tiles import load_tile_run
 from tests.cli.terminal import assert_refused, typed
 from tests.fields.test_radiance import some_rays
+from tests.measures.lpips_files import write_weights
 from tests.reference import assert_same, autograd_hessian
 
 SMALL = Setup(act="tanh", width=10, depth=1, steps=100)
@@ -189,10 +190,13 @@ def test_an_empty_field_has_no_cells(nerf):
 def test_distil_prints_one_json_object(nerf, tmp_path):
     words = ("distil", "--run", nerf.path, "--cells", "2", "--cell-points", "40", "--width", "4")
     words += ("--depth", "1", "--steps", "4", "--out", "run")
+    words += ("--lpips-weights", ",".join(str(path) for path in write_weights(tmp_path)))
     told = typed(tmp_path, *words, "--spectra", "--every", "3", "--json", "--quiet")
     assert told.status == 0
     found = told.json
     assert found["held_out"]["views"] == 6
+    # Its views are too small.
+    assert found["held_out"]["lpips"] is None
     assert len(found["fields"]) <= 8
     assert len(found["spectra"]) == -(-len(found["fields"]) // 3)
     assert found["psnr_to_teacher"] > 10
