@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import FLAGS, add_output, add_setup, asked_setup, given_setup
@@ -64,12 +65,14 @@ def run(args: argparse.Namespace) -> int:
     """Train the cells, measure them, draw, and print."""
     if args.every < 1:
         raise UsageError(f"every must be at least 1, got {args.every}.")
+    if args.every > 1 and not args.spectra:
+        logger.warning("--every has no effect without --spectra")
     given = [FLAGS[name] for name in given_setup(args) if name in TEACHERS]
     if given:
         raise UsageError(f"{given[0]} must be left out: the scene is that of --run.")
     import json
 
-    from hessian_lab.cli.kilo import measure_with_progress
+    from hessian_lab.cli.kilo import ending, measure_with_progress
     from hessian_lab.training.files import finite
 
     lpips = asked_lpips(args)
@@ -80,11 +83,12 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(finite(_object(done, spectra) | more)))
     else:
         print("\n".join([*_table(done, spectra), *told]))
-    return 0
+    return ending(done, "cells")
 
 
 def _train(args: argparse.Namespace) -> "CellRun":
     from hessian_lab.cli.progress import Progress
+    from hessian_lab.signals.radiance import load_scene
     from hessian_lab.training.cells import train_cells
     from hessian_lab.training.run import load_run
 
@@ -95,10 +99,15 @@ def _train(args: argparse.Namespace) -> "CellRun":
         progress = progress or Progress("cells", count, quiet=args.quiet)
         progress.advance(len(table), loss=float(table["loss"].median()))
 
+    setup, teacher = Setup(**asked_setup(args)), load_run(args.run)
+    for name, owner in replace(setup, signal=teacher.setup.signal).ignored().items():
+        logger.warning("--%s has no effect on %s", name, owner)
+    # A scene that is gone is told before anything is trained.
+    load_scene(teacher.setup.signal, teacher.setup.size)
     try:
         return train_cells(
-            Setup(**asked_setup(args)),
-            load_run(args.run),
+            setup,
+            teacher,
             cells=args.cells,
             points=args.cell_points,
             block=args.block,
@@ -133,14 +142,16 @@ def _told(
     write_views(done.path, seen)
     title = f"{_headline(done)}. {scene.source.attribution}"
     more, told = told_views(done.path, field, seen, title)
-    both = psnr(torch.from_numpy(seen.pictures), torch.from_numpy(taught.pictures))
-    own = float(taught.table["psnr"].mean())
     side = done.record["shape"][0]
     maps = plot_cells(done.table, spectra, side=side, title=title)
     drawn = [str(path) for path in save(maps, done.path / "figures" / "cells")]
     more["pictures"] += drawn
-    more |= {"teacher_psnr": own, "psnr_to_teacher": both}
-    line = f"the trained field itself: PSNR {own:.2f} dB; between the two {both:.2f} dB"
+    line = "the trained field was not compared with"
+    if len(seen.views):
+        both = psnr(torch.from_numpy(seen.pictures), torch.from_numpy(taught.pictures))
+        own = float(taught.table["psnr"].mean())
+        more |= {"teacher_psnr": own, "psnr_to_teacher": both}
+        line = f"the trained field itself: PSNR {own:.2f} dB; between the two {both:.2f} dB"
     return more, [told[0], line, "", f"results in {done.path}", *told[1:], *drawn]
 
 

@@ -73,9 +73,14 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(finite(_object(done, spectra) | {"pictures": pictures})))
     else:
         print("\n".join([*_table(done, spectra), "", f"results in {done.path}", *pictures]))
+    return ending(done, "tiles")
+
+
+def ending(done: "TileRun", what: str) -> int:
+    """Return the exit status, and say how many fields have diverged."""
     lost = _num_diverged(done)
     if lost:
-        logger.error("%d of %d tiles diverged: try a lower --lr", lost, len(done.table))
+        logger.error("%d of %d %s diverged: try a lower --lr", lost, len(done.table), what)
     return 1 if lost == len(done.table) else 0
 
 

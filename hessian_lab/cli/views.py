@@ -58,12 +58,15 @@ def told_views(
     from hessian_lab.plots.radiance import plot_views
     from hessian_lab.plots.style import save
 
+    turn = str(write_turn(directory, model, seen.scene))
+    if not len(seen.views):
+        nothing: dict[str, Any] = {"held_out": {"views": 0}, "turntable": turn, "pictures": []}
+        return nothing, ["no view was held out to compare with", turn]
     means = seen.table.drop(columns="view").mean()
     figure = plot_views(
         seen.scene.pictures[seen.views], seen.pictures, seen.depths, seen.table, title=title
     )
     pictures = [str(path) for path in save(figure, directory / "figures" / "views")]
-    turn = str(write_turn(directory, model, seen.scene))
     table = str(directory / TABLE)
     numbers = {name: float(mean) if math.isfinite(mean) else None for name, mean in means.items()}
     more: dict[str, Any] = {"held_out": {"views": len(seen.views)} | numbers}

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hessian_lab.errors import ResourceError
+from hessian_lab.fields.volume import Volume
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.eigenpairs import default_basis
 from hessian_lab.probe.hessian import closed_network, closed_numbers
@@ -212,7 +213,8 @@ def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> floa
     rate = 2 * TIMED_SIZE**3 / _timed(lambda: square @ square, device)
     # About one product [n, p]·[p, n]; by kept products of rows it takes some 30 times as long.
     field, samples = closed_network(model)
-    factor = 30 if field is None else samples if field is model else 2 * samples
+    samples = model.samples if isinstance(model, Volume) else samples
+    factor = samples * (30 if field is None else 1 if field is model else 2)
     assembly = 2 * num_points * size**2 / rate * factor
     symmetric = square + square.T
     eigen = _timed(lambda: torch.linalg.eigvalsh(symmetric), device)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ FARTHEST = 1e6
 MOST_LETTERS = 60
 # Of pictures that are not split, every eighth is held out; of a test split, this many at most.
 EVERY, MOST_HELD_OUT = 8, 8
+# How far, as a share, a lens may be from the ideal one.
+NEAR = 0.005
 # Half the box of Blender's scenes over the distance of their cameras.
 REACH = 1.5 / 4.031128874149275
 # LLFF: the nearest bound comes to lie this far behind the near plane.
@@ -65,7 +67,7 @@ def read_scene(path: str | Path, size: int | None = None) -> Scene:
 
     Args:
         path: The folder. Nothing outside of it is read.
-        size: Rows that the pictures are reduced to; as they are by default.
+        size: Rows that larger pictures are reduced to; as they are by default.
 
     Raises:
         InputError: If poses or pictures are missing, damaged, not finite, of several sizes, or
@@ -112,6 +114,8 @@ def _read_blender(folder: Path, size: int | None) -> Scene:
         raise InputError(f"cameras must stand around the origin, those of {folder} stand in it.")
     poses = _in_units(frames.poses, REACH * distance, folder)
     cameras = Cameras(poses, pictures.shape[1:3], _focal(lens, pictures.shape[2], folder))
+    if train.is_file() and test.is_file():
+        _require_one_lens(lens, _load_json(test), folder)
     return Scene(cameras, pictures, split, 1.0, _source(folder, digest))
 
 
@@ -224,9 +228,11 @@ def _bounded(path: Path) -> bytes:
 def _focal(lens: dict[str, Any], columns: int, folder: Path) -> float:
     """Return the focal length in pixels of pictures with so many columns."""
     angle, length, width = (lens.get(name) for name in ("camera_angle_x", "fl_x", "w"))
-    if isinstance(angle, int | float) and 0 < angle < math.pi:
-        return columns / 2 / math.tan(angle / 2)
-    if angle is None and isinstance(length, int | float) and isinstance(width, int | float):
+    _require_pinhole(lens, folder)
+    if _is_number(angle) and 0 < angle < math.pi:
+        half = math.tan(angle / 2)
+        return columns / 2 / half if half > 0 else math.inf
+    if angle is None and _is_number(length) and _is_number(width):
         try:
             return float(length) * columns / float(width) if width > 0 else 0.0
         except OverflowError:
@@ -236,6 +242,43 @@ def _focal(lens: dict[str, Any], columns: int, folder: Path) -> float:
         f"transforms must have camera_angle_x, an angle between 0 and π (or fl_x and w, in pixels),"
         f" {folder} {found}."
     )
+
+
+def _require_one_lens(lens: dict[str, Any], other: dict[str, Any], folder: Path) -> None:
+    names = [name for name in ("camera_angle_x", "fl_x") if lens.get(name) != other.get(name)]
+    if names:
+        raise InputError(
+            f"pictures must be taken with one lens, those of {folder} have {names[0]} "
+            f"{_brief(lens.get(names[0]))} to train and {_brief(other.get(names[0]))} to test."
+        )
+
+
+def _require_pinhole(lens: dict[str, Any], folder: Path) -> None:
+    """Refuse what a pinhole with square pixels and its axis in the middle has not."""
+    bent = [name for name in ("k1", "k2", "k3", "k4", "p1", "p2") if lens.get(name, 0) != 0]
+    pairs = [("fl_y", lens.get("fl_x"))]
+    pairs += [
+        (name, side / 2 if _is_number(side) else None)
+        for name, side in (("cx", lens.get("w")), ("cy", lens.get("h")))
+    ]
+    bent += [
+        name
+        for name, wanted in pairs
+        if lens.get(name) is not None
+        and _is_number(wanted)
+        and not (_is_number(lens[name]) and abs(lens[name] - wanted) <= NEAR * abs(wanted))
+    ]
+    if bent:
+        raise InputError(
+            f"pictures must be those of a pinhole with square pixels and its axis in the middle, "
+            f"the transforms of {folder} have {bent[0]} {_brief(lens[bent[0]])}: undistort them."
+        )
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    # Larger integers have no floating-point number.
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and abs(value) < 1e300  # type: ignore[operator]
 
 
 def _matrix(entry: dict[str, Any], folder: Path) -> Array:
@@ -301,7 +344,8 @@ def _inside(folder: Path, path: Path) -> Path:
 def _read_pictures(paths: Sequence[Path], size: int | None) -> tuple[Array, str]:
     """Return pictures [v, rows, columns, 3] and a digest of their files."""
     rows, columns = _size(paths[0])
-    shape = (rows, columns) if size is None else (size, max(1, round(columns * size / rows)))
+    size = rows if size is None else min(size, rows)
+    shape = (size, max(1, round(columns * size / rows)))
     require_bytes(
         8 * (3 * len(paths) * shape[0] * shape[1] + 10 * rows * columns),
         f"{len(paths)} pictures of {shape[0]}×{shape[1]} pixels",

@@ -37,7 +37,7 @@ def write_scene(scene: Scene, folder: str | Path) -> list[Path]:
     place = Path(folder).expanduser()
     if scene.forward:
         raise UsageError("scene must be one from all around to be written, it faces forward.")
-    if place.exists() and any(place.iterdir()):
+    if place.exists() and not (place.is_dir() and not any(place.iterdir())):
         raise UsageError(f"folder must be new or empty, {place} is not.")
     cameras = scene.cameras
     scale = DISTANCE / float(np.median(np.linalg.norm(cameras.places, axis=1)))

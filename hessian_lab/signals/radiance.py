@@ -62,7 +62,7 @@ def load_scene(name: str, size: int | None = None) -> Scene:
         name: ``torus-nerf``, ``spot-nerf`` or ``nefertiti-nerf``, which are rendered here, or the
             path of a folder with ``transforms_train.json`` or ``transforms.json`` (Blender,
             instant-ngp) or with ``poses_bounds.npy`` (LLFF).
-        size: Rows of the pictures; 100, or those of the files, by default.
+        size: Rows of the pictures, at most those of the files; 100, or all of them, by default.
 
     Raises:
         InputError: If there is no such scene, or it cannot be read.

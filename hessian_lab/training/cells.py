@@ -89,9 +89,17 @@ class CellRun(TileRun):
     """
 
     def image(self) -> Cells:  # type: ignore[override]
-        """Return what was fitted."""
+        """Return what was fitted.
+
+        Raises:
+            InputError: If the teacher is no longer the one that was distilled.
+        """
         cells = occupied_cells(self.teacher(), self.record["shape"][0], self.record["num_points"])
-        return replace(cells, source=Source(**self.record["data"]))
+        if cells.source.sha256 != self.record["data"]["sha256"]:
+            raise InputError(
+                f"run must hold the teacher that was distilled, {self.path / TEACHER} is another."
+            )
+        return cells
 
     def teacher(self) -> RadianceField:
         """Return the field that was distilled.
@@ -105,7 +113,7 @@ class CellRun(TileRun):
         try:
             parameters = np.load(self.path / TEACHER, allow_pickle=False)
             fill(model, torch.from_numpy(parameters))
-        except (OSError, ValueError, RuntimeError) as error:
+        except (EOFError, OSError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"run must hold its teacher, {self.path / TEACHER} is missing or damaged."
             ) from error
@@ -203,8 +211,10 @@ def occupied_cells(teacher: RadianceField, side: int, num_points: int) -> Cells:
         InputError: If there is none.
         ResourceError: If the grid does not fit in memory.
     """
+    network = teacher.field
+    units = 2 * max(one.out_features for one in network.maps) + 3 * network.maps[0].in_features
     require_bytes(
-        8 * (5 * side**3 + 8 * num_points + 40 * CHUNK),
+        8 * (5 * side**3 + CHUNK * units + 20 * max(num_points, CHUNK)),
         f"A grid of {side}³ cells",
         device=torch.device("cpu"),
         cure="Take fewer --cells or --points.",

@@ -332,7 +332,10 @@ def read_record(directory: Path) -> dict[str, Any]:
         InputError: If it is missing, unreadable, damaged, or of a newer format.
     """
     if not (directory / RECORD).exists():
-        raise InputError(f"run must be a run directory, {directory} has no {RECORD}.")
+        hint = ""
+        if (directory / "tiles.json").exists():
+            hint = " It holds many small fields: kilo and distil measure them with --spectra."
+        raise InputError(f"run must be a run directory, {directory} has no {RECORD}.{hint}")
     record = read_json(directory / RECORD, "run")
     version = record.get("format_version")
     if not isinstance(version, int):

@@ -46,6 +46,7 @@ MADE = (
     CLIP,
     "views.csv",
     "turntable.gif",
+    "teacher.npy",
     *(f"figures/{name}.{kind}" for name in ("tiles", "views", "cells") for kind in ("png", "pdf")),
 )
 FORMAT_VERSION = 1
@@ -252,15 +253,22 @@ def check_setup(setup: Setup) -> None:
     """
     if setup.optimizer not in OPTIMIZERS:
         raise UsageError(
-            f"optimizer must be {' or '.join(OPTIMIZERS)} for tiles, got {setup.optimizer}."
+            f"optimizer must be {' or '.join(OPTIMIZERS)} for fields that are trained together, "
+            f"got {setup.optimizer}."
         )
     for name in setup.options:
         if name not in OPTIMIZERS[setup.optimizer]:
             allowed = ", ".join(OPTIMIZERS[setup.optimizer])
-            raise UsageError(f"options of {setup.optimizer} for tiles are {allowed}, got {name}.")
+            raise UsageError(
+                f"options of {setup.optimizer} for fields that are trained together are {allowed}, "
+                f"got {name}."
+            )
     for name in ("batch_size", "lr_final", "checkpoint_every"):
         if getattr(setup, name) is not None:
-            raise UsageError(f"{name} must be left out for tiles: every step sees a whole tile.")
+            raise UsageError(
+                f"{name} must be left out for fields that are trained together: every step sees "
+                "all points of each."
+            )
 
 
 def _table(directory: Path) -> pd.DataFrame:

@@ -110,3 +110,10 @@ def test_a_checkpoint_that_is_not_finite_fails_its_check(run):
     assert "check failed: step 3: gradient of the field are not finite" in answer.err
     assert answer.json["errors"]["gradient"]["field"] is None
     assert answer.json["errors"]["gradient"]["target"] > 0
+
+
+@pytest.mark.parametrize("signal", ["terrain", "torus-nerf"])
+def test_what_fills_no_grid_is_refused_before_it_is_trained(tmp_path, signal):
+    told = typed(tmp_path, "derivatives", "--signal", signal)
+    assert_refused(told, 2, f"signal must fill a grid .* the points of {signal} do not")
+    assert not (tmp_path / "runs").exists()

@@ -177,3 +177,26 @@ def test_weights_have_no_effect_on_an_image(tmp_path):
     told = typed(tmp_path, "train", *TINY, "--out", "run", "--lpips-weights", "no,where")
     assert told.status == 0
     assert "--lpips-weights has no effect on camera" in told.err
+
+
+def test_a_scene_without_views_held_out_is_fitted_too(tmp_path):
+    write_scene(rendered_scene(torus(rings=12, sides=6), 12, num_views=2), tmp_path / "scene")
+    (tmp_path / "scene/transforms_test.json").unlink()
+    words = (
+        "--signal",
+        "./scene",
+        "--points",
+        "20",
+        "--width",
+        "2",
+        "--depth",
+        "1",
+        "--steps",
+        "1",
+    )
+    told = typed(tmp_path, "train", *words, "--out", "run", "--json")
+    assert told.status == 0
+    assert told.json["held_out"] == {"views": 0}
+    assert (tmp_path / told.json["turntable"]).exists()
+    told = typed(tmp_path, "distil", "--run", "run", "--cells", "1", "--cell-points", "9", "--json")
+    assert told.status == 0

@@ -168,6 +168,26 @@ def no_name(entries):
     entries["frames"][2]["file_path"] = 7
 
 
+def distorted(entries):
+    entries["k1"] = 0.3
+
+
+def off_centre(entries):
+    entries |= {"w": 24, "cx": 3.0}
+
+
+def oblong(entries):
+    entries |= {"fl_x": 20.0, "fl_y": 40.0}
+
+
+def true_angle(entries):
+    entries["camera_angle_x"] = True
+
+
+def other_lens(entries):
+    entries["camera_angle_x"] = 1.5
+
+
 def no_frames(entries):
     entries["frames"] = []
 
@@ -189,6 +209,11 @@ def frames_of_text(entries):
         (absolute, "must lie in the folder of their scene"),
         (no_name, "must name their pictures by file_path"),
         (no_frames, "must have a picture to train with"),
+        (distorted, "pinhole with square pixels .* have k1 0.3: undistort"),
+        (off_centre, "have cx 3.0"),
+        (oblong, "have fl_y 40.0"),
+        (true_angle, "must have camera_angle_x"),
+        (other_lens, "one lens, .* camera_angle_x 1.5 to train and 0.69"),
         (frames_of_text, "must list their frames"),
     ],
 )
@@ -262,3 +287,7 @@ def test_nothing_is_written_over(folder, scene, front):
         write_scene(scene, folder)
     with pytest.raises(UsageError, match="faces forward"):
         write_scene(read_scene(front[0]), folder.parent / "other")
+
+
+def test_small_pictures_are_not_enlarged(folder):
+    assert read_scene(folder, 100).pictures.shape == (11, 12, 12, 3)

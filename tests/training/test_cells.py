@@ -171,6 +171,12 @@ def test_what_cannot_be_distilled_is_told(nerf, cells, tmp_path, monkeypatch):
     (cells.path / "teacher.npy").rename(tmp_path / "kept.npy")
     with pytest.raises(InputError, match="must hold its teacher"):
         cells.teacher()
+    np.save(cells.path / "teacher.npy", 3 * np.load(tmp_path / "kept.npy"))
+    with pytest.raises(InputError, match=r"teacher\.npy is another"):
+        cells.image()
+    (cells.path / "teacher.npy").write_bytes(b"")
+    with pytest.raises(InputError, match="missing or damaged"):
+        cells.teacher()
     (tmp_path / "kept.npy").rename(cells.path / "teacher.npy")
     monkeypatch.setattr(memory, "available_bytes", lambda _device: 1000)
     with pytest.raises(ResourceError, match="A grid of 100³ cells must fit"):
@@ -202,5 +208,10 @@ def test_distil_prints_one_json_object(nerf, tmp_path):
     assert found["psnr_to_teacher"] > 10
     assert all((tmp_path / path).stat().st_size > 2000 for path in found["pictures"])
     assert json.loads((tmp_path / "run/tiles.json").read_text())["teacher"]["id"]
+    (tmp_path / "run/figures/tiles.png").write_text("of another run")
+    lost = typed(tmp_path, *words, "--optimizer", "adam", "--lr", "1e30", "--overwrite", "--quiet")
+    assert lost.status == 1
+    assert "cells diverged: try a lower --lr" in lost.err
+    assert not (tmp_path / "run/figures/tiles.png").exists()
     refused = typed(tmp_path, *words, "--size", "7")
     assert_refused(refused, 2, "--size must be left out: the scene is that of --run")

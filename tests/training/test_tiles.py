@@ -191,7 +191,10 @@ def test_another_run_in_the_directory_is_refused(run, tmp_path):
     ("change", "message"),
     [
         ({"optimizer": "esgd"}, "optimizer must be lbfgs or adam"),
-        ({"options": {"line_search_fn": None}}, "options of lbfgs for tiles"),
+        (
+            {"options": {"line_search_fn": None}},
+            "options of lbfgs for fields that are trained together",
+        ),
         ({"batch_size": 5}, "batch_size must be left out"),
         ({"act": "snake"}, "act must be one of"),
     ],
