@@ -256,18 +256,12 @@ def _require_one_lens(lens: dict[str, Any], other: dict[str, Any], folder: Path)
 def _require_pinhole(lens: dict[str, Any], folder: Path) -> None:
     """Refuse what a pinhole with square pixels and its axis in the middle has not."""
     bent = [name for name in ("k1", "k2", "k3", "k4", "p1", "p2") if lens.get(name, 0) != 0]
-    pairs = [("fl_y", lens.get("fl_x"))]
-    pairs += [
-        (name, side / 2 if _is_number(side) else None)
-        for name, side in (("cx", lens.get("w")), ("cy", lens.get("h")))
-    ]
-    bent += [
-        name
-        for name, wanted in pairs
-        if lens.get(name) is not None
-        and _is_number(wanted)
-        and not (_is_number(lens[name]) and abs(lens[name] - wanted) <= NEAR * abs(wanted))
-    ]
+    for name, other, share in (("fl_y", "fl_x", 1.0), ("cx", "w", 0.5), ("cy", "h", 0.5)):
+        wanted, found = _float(lens.get(other)), _float(lens.get(name))
+        if wanted is None or lens.get(name) is None:
+            continue
+        if found is None or abs(found - share * wanted) > NEAR * abs(wanted):
+            bent.append(name)
     if bent:
         raise InputError(
             f"pictures must be those of a pinhole with square pixels and its axis in the middle, "
@@ -276,9 +270,15 @@ def _require_pinhole(lens: dict[str, Any], folder: Path) -> None:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    # Larger integers have no floating-point number.
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return known and abs(value) < 1e300  # type: ignore[operator]
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _float(value: object) -> float | None:
+    """Return a number as one of floating point, if it is one, and infinity if it is beyond."""
+    try:
+        return float(value) if _is_number(value) else None
+    except OverflowError:
+        return math.inf
 
 
 def _matrix(entry: dict[str, Any], folder: Path) -> Array:

@@ -193,7 +193,7 @@ def test_another_run_in_the_directory_is_refused(run, tmp_path):
         ({"optimizer": "esgd"}, "optimizer must be lbfgs or adam"),
         (
             {"options": {"line_search_fn": None}},
-            "options of lbfgs for fields that are trained together",
+            "options of lbfgs for fields",
         ),
         ({"batch_size": 5}, "batch_size must be left out"),
         ({"act": "snake"}, "act must be one of"),
