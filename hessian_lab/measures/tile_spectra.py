@@ -18,7 +18,8 @@ from hessian_lab.probe.spectrum import spectrum
 from hessian_lab.probe.stacked_hessian import stacked_hessians
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, write_atomically
-from hessian_lab.training.tiles import SPECTRA, Blocks, TileRun
+from hessian_lab.training.tile_files import SPECTRA, Blocks
+from hessian_lab.training.tiles import TileRun
 
 COLUMNS = (
     "spectral_radius",

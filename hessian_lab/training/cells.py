@@ -19,7 +19,8 @@ from hessian_lab.training.files import locked, make_directory, write_atomically
 from hessian_lab.training.loop import using_threads
 from hessian_lab.training.run import Run, field_of, fill, flat, usable_device
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
-from hessian_lab.training.tiles import TileRun, Watch, check_setup, claim, read_tiles, train_blocks
+from hessian_lab.training.tile_files import claim, read_tiles
+from hessian_lab.training.tiles import TileRun, Watch, check_setup, train_blocks
 
 TEACHER = "teacher.npy"
 # Of a cell that light passes: its largest optical thickness along a side, at its points.

@@ -319,13 +319,13 @@ def test_a_video_in_tiles_that_do_not_fit_is_refused(tmp_path, monkeypatch):
 
 
 def test_spectra_of_fields_together_are_those_of_each_alone(run, monkeypatch):
-    (run.path / module.SPECTRA).unlink(missing_ok=True)
+    (run.path / tile_spectra.SPECTRA).unlink(missing_ok=True)
     together = measure_tiles(run, every=2)
-    (run.path / module.SPECTRA).unlink(missing_ok=True)
+    (run.path / tile_spectra.SPECTRA).unlink(missing_ok=True)
     monkeypatch.setattr(tile_spectra, "SMALL", 0)
     monkeypatch.setattr(tile_spectra, "stacked_hessians", None)
     alone = measure_tiles(run, every=2)
-    (run.path / module.SPECTRA).unlink(missing_ok=True)
+    (run.path / tile_spectra.SPECTRA).unlink(missing_ok=True)
     assert len(alone) > 2
     for name in ("spectral_radius", "negative_share", "effective_kappa"):
         assert together[name].to_numpy() == pytest.approx(alone[name].to_numpy(), rel=1e-6)
