@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import FLAGS, add_output, add_setup, asked_setup, given_setup
 from hessian_lab.cli.parser import Parser, number
+from hessian_lab.cli.together import (
+    add_together,
+    check_every,
+    ending,
+    measure_with_progress,
+    spectra_lines,
+    spread,
+)
 from hessian_lab.cli.views import add_lpips, asked_lpips
 from hessian_lab.errors import UsageError
 from hessian_lab.training.setup import Setup
@@ -49,13 +57,7 @@ def add_flags(parser: Parser) -> None:
     group.add_argument(
         "--cell-points", default=1000, help="points of every cell (1000)", **integers
     )
-    group.add_argument("--block", default=256, help="cells trained together (256)", **integers)
-    group.add_argument(
-        "--spectra", action="store_true", help="measure the Hessian spectrum of every cell"
-    )
-    group.add_argument(
-        "--every", default=1, help="measure one cell of so many, drawn at random (1)", **integers
-    )
+    add_together(group, "cell")
     add_setup(parser, JOB)
     add_lpips(parser)
     add_output(parser)
@@ -63,16 +65,12 @@ def add_flags(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train the cells, measure them, draw, and print."""
-    if args.every < 1:
-        raise UsageError(f"every must be at least 1, got {args.every}.")
-    if args.every > 1 and not args.spectra:
-        logger.warning("--every has no effect without --spectra")
+    check_every(args)
     given = [FLAGS[name] for name in given_setup(args) if name in TEACHERS]
     if given:
         raise UsageError(f"{given[0]} must be left out: the scene is that of --run.")
     import json
 
-    from hessian_lab.cli.kilo import ending, measure_with_progress
     from hessian_lab.training.files import finite
 
     lpips = asked_lpips(args)
@@ -165,8 +163,6 @@ def _headline(done: "CellRun") -> str:
 
 
 def _table(done: "CellRun", spectra: "pd.DataFrame | None") -> list[str]:
-    from hessian_lab.cli.kilo import spectra_lines, spread
-
     table, side = done.table, done.record["shape"][0]
     return [
         _headline(done),

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import add_output, add_setup, asked_setup
 from hessian_lab.cli.parser import Parser, number
-from hessian_lab.errors import UsageError
+from hessian_lab.cli.together import (
+    add_together,
+    check_every,
+    ending,
+    measure_with_progress,
+    num_diverged,
+    spectra_lines,
+    spread,
+)
 from hessian_lab.signals import kind_of
 from hessian_lab.training.setup import Setup
 
@@ -45,23 +53,14 @@ def add_flags(parser: Parser) -> None:
     integers: dict[str, Any] = {"type": number(int), "metavar": "N"}
     group.add_argument("--tile", default=32, help="pixels per side of a tile (32)", **integers)
     group.add_argument("--tile-frames", help="frames of a video in a tile (8)", **integers)
-    group.add_argument("--block", default=256, help="tiles trained together (256)", **integers)
-    group.add_argument(
-        "--spectra", action="store_true", help="measure the Hessian spectrum of every tile"
-    )
-    group.add_argument(
-        "--every", default=1, help="measure one tile of so many, drawn at random (1)", **integers
-    )
+    add_together(group, "tile")
     add_setup(parser, JOB)
     add_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train the tiles, measure them if asked, draw, and print."""
-    if args.every < 1:
-        raise UsageError(f"every must be at least 1, got {args.every}.")
-    if args.every > 1 and not args.spectra:
-        logger.warning("--every has no effect without --spectra")
+    check_every(args)
     import json
 
     from hessian_lab.training.files import finite
@@ -74,18 +73,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join([*_table(done, spectra), "", f"results in {done.path}", *pictures]))
     return ending(done, "tiles")
-
-
-def ending(done: "TileRun", what: str) -> int:
-    """Return the exit status, and say how many fields have diverged."""
-    lost = _num_diverged(done)
-    if lost:
-        logger.error("%d of %d %s diverged: try a lower --lr", lost, len(done.table), what)
-    return 1 if lost == len(done.table) else 0
-
-
-def _num_diverged(done: "TileRun") -> int:
-    return int((~done.table["loss"].abs().lt(float("inf"))).sum())
 
 
 def _train(args: argparse.Namespace) -> "TileRun":
@@ -117,20 +104,6 @@ def _train(args: argparse.Namespace) -> "TileRun":
     finally:
         if progress is not None:
             progress.close()
-
-
-def measure_with_progress(args: argparse.Namespace, done: "TileRun") -> "pd.DataFrame":
-    """Return the spectra of every ``--every``-th field."""
-    from hessian_lab.cli.progress import Progress
-    from hessian_lab.measures.tile_spectra import measure_tiles
-
-    progress = Progress("spectra", -(-len(done.table) // args.every), quiet=args.quiet)
-    try:
-        return measure_tiles(
-            done, every=args.every, watch=lambda row: progress.advance(κ=row["kappa"])
-        )
-    finally:
-        progress.close()
 
 
 def _draw(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
@@ -171,12 +144,6 @@ def _headline(done: "TileRun") -> str:
     )
 
 
-def spread(column: "pd.Series[Any]", text: str) -> str:
-    """Return median and ends of a column."""
-    numbers = (column.median(), column.min(), column.max())
-    return "median {}, least {}, largest {}".format(*(format(each, text) for each in numbers))
-
-
 def _table(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
     table = done.table
     lines = [
@@ -184,23 +151,10 @@ def _table(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:
         "",
         f"{'PSNR (dB)':<18} {spread(table['psnr'], '.2f')}",
         f"{'evaluations':<18} {spread(table['evaluations'], '.0f')}",
-        f"{'finished early':<18} {int(table['finished'].sum()) - _num_diverged(done)}",
+        f"{'finished early':<18} {int(table['finished'].sum()) - num_diverged(done)}",
         f"{'seconds':<18} {done.record['seconds']:.1f}",
     ]
     return lines + ([] if spectra is None else spectra_lines(spectra))
-
-
-def spectra_lines(spectra: "pd.DataFrame") -> list[str]:
-    """Return what people are told of the spectra of many fields."""
-    return [
-        "",
-        f"spectra of {len(spectra)} fields, float64",
-        f"{'κ':<18} {spread(spectra['kappa'], '.1e')}; "
-        f"{int((~spectra['resolved'].astype(bool)).sum())} are lower bounds",
-        f"{'effective κ':<18} {spread(spectra['effective_kappa'], '.1e')}",
-        f"{'zero':<18} {spread(spectra['zero_share'], '.1%')}",
-        f"{'negative':<18} {spread(spectra['negative_share'], '.1%')}",
-    ]
 
 
 def _object(done: "TileRun", spectra: "pd.DataFrame | None") -> dict[str, Any]:
