@@ -212,7 +212,7 @@ def _map(
     image = axes.imshow(grid, cmap=colours, interpolation="nearest")
     if not len(finite) or finite.min() == finite.max():
         # One colour for one number, and a scale that names it alone.
-        image.set_clim(best - 1, best + 1)
+        image.set_clim(best - 1e-9, best + 1)
     elif scale is not None:
         image.set_clim(finite.min(), best)
     if marks is not None and marks.any():
