@@ -1,14 +1,14 @@
 """Which optimizer fits a solid fastest on batches of points, each at its best rate?
 
 P2 Figs 4, 6, 15–19 and P3 Figs 1, 3, 6, 7: five linear maps of 64, batches of 2,048 of 30,000
-points, 15 steps an epoch, on the terrain as bundled and, where its file is, on the cow Spot; not on
-Nefertiti, which wants a day. Rates are chosen on one seed and on the first solid alone, by the
-cross-entropy at the end (the record's ``tuning`` is minus that), and compared on other seeds. 20
-epochs for every method, 40 for Adam and ESGD on the smooth fields, whose surfaces are measured too,
-at logit 0 (the papers' code takes -0.3); with a sine these are judged by the IoU, and their rates
-are chosen by it. Seconds are the processor's, on one thread, in steps alone. It takes half an hour
-on one core. The papers' maps of 256, batches of 50,000 of a million points and 500 to 1,000 epochs
-of 20 steps want a GPU for a day: 20,000 steps for each rate, seed and method.
+points, 15 steps an epoch, on the terrain as bundled and, where its file is, on the cow Spot; not
+yet on Nefertiti. Rates are chosen on one seed and on the first solid alone, by the cross-entropy at
+the end (the record's ``tuning`` is minus that), and compared on other seeds. 20 epochs for every
+method, 40 for Adam and ESGD on the smooth fields, whose surfaces are measured too, at logit 0 (the
+papers' code takes -0.3); with a sine these are judged by the IoU, and their rates are chosen by it.
+Seconds are the processor's, on one thread, in steps alone. It takes half an hour on one core. The
+papers' maps of 256, batches of 50,000 of a million points and 500 to 1,000 epochs of 20 steps want
+a GPU for a day: 20,000 steps for each rate, seed and method.
 
 The committed record was completed in a second run: SGD on fields with kinks at larger rates, and
 the 40 epochs of the sine with rates chosen by the IoU. Its provenance is that run's; the other rows
