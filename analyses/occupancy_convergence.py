@@ -72,7 +72,7 @@ LONG = {
     },
     "sine": {
         "adam": Method("adam", (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
-        "esgd": Method("esgd", (0.005, *EQUILIBRATED[:4]), SELDOM),
+        "esgd": Method("esgd", (5e-4, 1.5e-3, 5e-3, *EQUILIBRATED[:4]), SELDOM),
         "esgd ε=1": Method("esgd", (0.005, *EQUILIBRATED[:4]), SELDOM | {"eps": 1.0}),
     },
 }

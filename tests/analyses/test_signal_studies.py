@@ -326,7 +326,8 @@ def test_rates_are_chosen_by_what_a_claim_is_judged_by(monkeypatch):
         row = occupancy_convergence.measure(config, cell)[0]
         chosen[cell["part"], cell["field"], cell["method"]] = row["lr"], row.get("by")
     assert chosen["long", "sine", "adam"] == (3e-5, "iou")
-    assert chosen["long", "sine", "esgd"] == (0.005, "iou")
+    assert chosen["long", "sine", "esgd"] == (5e-4, "iou")
+    assert chosen["long", "sine", "esgd ε=1"] == (5e-3, "iou")
     assert chosen["long", "gaussian", "adam"] == (3e-3, None)
     assert chosen["short", "sine", "sgd"] == (0.3, None)
     assert chosen["short", "relu", "sgd"] == (10.0, None)
