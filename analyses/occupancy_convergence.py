@@ -10,9 +10,9 @@ Seconds are the processor's, on one thread, in steps alone. It takes half an hou
 papers' maps of 256, batches of 50,000 of a million points and 500 to 1,000 epochs of 20 steps want
 a GPU for a day: 20,000 steps for each rate, seed and method.
 
-The committed record was completed in a second run: SGD on fields with kinks at larger rates, and
-the 40 epochs of the sine with rates chosen by the IoU. Its provenance is that run's; the other rows
-are from commit 624ba81.
+The committed record was completed in two more runs: SGD on fields with kinks at larger rates, and
+the 40 epochs of the sine with rates chosen by the IoU. Its provenance is the last one's; the other
+rows are from commit 624ba81.
 """
 
 from dataclasses import dataclass, replace

@@ -119,8 +119,8 @@ def _mostly(gains: Sequence[float]) -> bool:
 
 
 def _adam_beats_sgd(rows: pd.DataFrame) -> Verdict | None:
-    """Judge C63; a rival whose best rate may lie beyond those tried is not beaten."""
-    parts, ahead, asked, open_ = [], [], [], []
+    """Judge C63; of a rival whose best rate may lie beyond those tried nothing else is known."""
+    parts, ahead, asked, untuned, rougher = [], [], [], [], []
     for field, group in rows.groupby("field", sort=False):
         texts = []
         for name in ("sgd", "sgd momentum"):
@@ -128,19 +128,23 @@ def _adam_beats_sgd(rows: pd.DataFrame) -> Verdict | None:
             if not gains:
                 continue
             asked.append((field, name))
-            if _of(group, (name,))["at_edge"].any():
-                open_.append((field, name))
-            elif _mostly(gains):
-                ahead.append((field, name))
+            if _mostly(gains):
+                at_edge = bool(_of(group, (name,))["at_edge"].any())
+                (untuned if at_edge else ahead).append((field, name))
+            if not _mostly(solid):
+                rougher.append((field, name))
             texts.append(f"{name} {spread(gains)} (IoU {spread(solid)})")
         parts += [f"{field}: {', '.join(texts)}"] if texts else []
     if not asked:
         return None
-    behind = [one for one in asked if one not in ahead + open_]
+    behind = [one for one in asked if one not in ahead + untuned]
     answer = _share(ahead, asked)
-    where = _under(answer, f"against: {_listed(ahead)}")
+    if answer == "does not hold" and untuned:
+        answer = "holds only under"
+    where = _under(answer, f"against: {_listed(ahead) or 'none'}")
+    where += f"; at the rates tried alone: {_listed(untuned)}" if untuned else ""
     where += f"; not in {NEARLY_ALL:.0%} of pairs: {_listed(behind)}" if behind else ""
-    where += f"; open, its best rate at an edge: {_listed(open_)}" if open_ else ""
+    where += f"; by the IoU not: {_listed(rougher)}" if rougher else ""
     return Verdict(
         "C63",
         answer,
@@ -337,10 +341,11 @@ def _better_iou(rows: pd.DataFrame) -> Verdict | None:
         answer = "holds only under"
     text = "; ".join(f"{name} {spread(values)}" for name, values in gains.items())
     adam = list(_ends(rows, "adam", "iou").values())
+    apart = "; ".join(f"{name} {spread(_gains(rows, name, 'adam', 'chamfer'))}" for name in gains)
     return Verdict(
         "C85",
         answer,
-        f"IoU − Adam's {spread(adam)}: {text}",
+        f"IoU − Adam's {spread(adam)}: {text}; Adam's Chamfer distance − its: {apart}",
         f"sine, {_settings(_of(rows, ('adam', *gains)))}; 1,000 epochs printed"
         + _under(answer, f"for {UNIT}"),
     )
