@@ -120,19 +120,21 @@ def _mostly(gains: Sequence[float]) -> bool:
 
 def _adam_beats_sgd(rows: pd.DataFrame) -> Verdict | None:
     """Judge C63; of a rival whose best rate may lie beyond those tried nothing else is known."""
-    parts, ahead, asked, untuned, rougher = [], [], [], [], []
+    parts: list[str] = []
+    ahead, asked, untuned, rougher = (list[tuple[str, str]]() for _ in range(4))
     for field, group in rows.groupby("field", sort=False):
         texts = []
         for name in ("sgd", "sgd momentum"):
             gains, solid = (_gains(group, "adam", name, each) for each in ("bce", "iou"))
             if not gains:
                 continue
-            asked.append((field, name))
+            pair = str(field), name
+            asked.append(pair)
             if _mostly(gains):
                 at_edge = bool(_of(group, (name,))["at_edge"].any())
-                (untuned if at_edge else ahead).append((field, name))
+                (untuned if at_edge else ahead).append(pair)
             if not _mostly(solid):
-                rougher.append((field, name))
+                rougher.append(pair)
             texts.append(f"{name} {spread(gains)} (IoU {spread(solid)})")
         parts += [f"{field}: {', '.join(texts)}"] if texts else []
     if not asked:
