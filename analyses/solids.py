@@ -204,3 +204,18 @@ def left_out(rows: pd.DataFrame, what: str) -> str:
     gone = rows[rows["skipped"].notna()] if "skipped" in rows else rows[:0]
     names = ", ".join(dict.fromkeys(gone[what]))
     return f"; not here and left out: {names}" if names else ""
+
+
+def edges(rows: pd.DataFrame, *labels: str) -> str:
+    """Return which best rates are at which end of those tried, in the words of a verdict.
+
+    Args:
+        rows: With ``at_edge``, ``lr`` and ``rates``.
+        labels: The columns that name a choice of a rate.
+    """
+    found: dict[str, list[str]] = {}
+    for row in rows[rows["at_edge"].astype(bool)].to_dict("records"):
+        side = "lowest" if row["lr"] == min(row["rates"]) else "highest"
+        found.setdefault(side, []).append(" ".join(str(row[name]) for name in labels))
+    told = [f"{side}: {', '.join(dict.fromkeys(names))}" for side, names in found.items()]
+    return f"; best rate at the edge of those tried, {'; '.join(told)}" if told else ""

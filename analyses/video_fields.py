@@ -2,9 +2,10 @@
 
 P1s Fig. 7 and §4.5: a 4×64 sine field of a clip (the papers': 90×160), and KiloVideo, a 3×64 field
 for every box of it (the papers': 8400 boxes of 10,000 points, 100×700×1200). Here clips and boxes
-are small, so that one core takes minutes; the papers' own want a GPU. Run it with nothing else on
-the machine: seconds are compared, on boxes those of the processor. ``bigbuckbunny`` is measured
-where it has been downloaded (``hessian-lab data get bigbuckbunny``, extra ``video``).
+are small, so that one core takes minutes; the papers' own want a GPU. Of one field gradients are
+compared and not seconds, which other work on the machine changes; on boxes seconds are the
+processor's. ``bigbuckbunny`` is measured where it has been downloaded (``hessian-lab data get
+bigbuckbunny``, extra ``video``).
 """
 
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.convergence_verdicts import ratios, settings_of, timed_pairs
+from analyses.convergence_verdicts import ratios, settings_of
 from analyses.kilo_fields import best_adam, groups, stack_rows
 from analyses.kilo_fields import ratios as ratios_of_tiles
 from analyses.rates import Method, compared
@@ -44,6 +45,7 @@ CHECKPOINTS = 25
 PRINTED_GAIN, PRINTED_SPEED = 31.68 - 28.05, 2.0
 # P1s §4.5: the same over boxes, on average and at most.
 PRINTED_KILO, PRINTED_MOST = 4.0, 11.0
+NO: Answer = "does not hold"
 
 
 @dataclass(frozen=True)
@@ -205,17 +207,26 @@ def _one_field(rows: pd.DataFrame) -> Verdict | None:
     gain, low, high = bootstrap_mean(tuned)
     speeds = np.exp(bootstrap_mean(np.log(times)))
     steps = min(row["step"][-1] for row in rows.to_dict("records") if row["step"])
-    printed = low <= PRINTED_GAIN <= high and speeds[1] <= PRINTED_SPEED <= speeds[2]
-    ahead = low > 0 or min(slow) > 0
-    answer: Answer = "holds" if printed else "holds only under" if ahead else "does not hold"
+    printed = {
+        "gain": low <= PRINTED_GAIN <= high,
+        "speed": bool(speeds[1] <= PRINTED_SPEED <= speeds[2]),
+    }
+    ahead = {"Adam at its best rate": low > 0, "Adam at 1e-4": min(slow) > 0}
+    answer: Answer = (
+        "holds" if all(printed.values()) else "holds only under" if any(ahead.values()) else NO
+    )
     measured = (
         f"L-BFGS minus Adam after {steps} iterations: {gain:.2f} dB [{low:.2f}, {high:.2f}] at "
-        f"Adam's best rate, {spread(slow)} at 1e-4 (printed {PRINTED_GAIN:.2f}); at equal seconds "
-        f"{spread(timed_pairs(rows, 'sine', 'lbfgs', 'adam'))}; Adam's gradients over L-BFGS's to "
-        f"the lower end {speeds[0]:.2f} [{speeds[1]:.2f}, {speeds[2]:.2f}], {spread(slow_times)} "
-        f"at 1e-4 (printed {PRINTED_SPEED:g}), its seconds {spread(ratios(rows, 'sine', 'adam'))}"
+        f"Adam's best rate, {spread(slow)} at 1e-4 (printed {PRINTED_GAIN:.2f}); Adam's gradients "
+        f"over L-BFGS's to the lower end {speeds[0]:.2f} [{speeds[1]:.2f}, {speeds[2]:.2f}], "
+        f"{spread(slow_times)} at 1e-4 (printed {PRINTED_SPEED:g})"
     )
-    return Verdict("C103", answer, measured, f"{settings_of(rows)}, one core, small clips")
+    where = f"; L-BFGS ahead against: {_true(ahead)}; in its interval as printed: {_true(printed)}"
+    return Verdict("C103", answer, measured, f"{settings_of(rows)}, small clips{where}")
+
+
+def _true(found: dict[str, bool]) -> str:
+    return ", ".join(name for name, value in found.items() if value) or "none"
 
 
 def _many_fields(rows: pd.DataFrame) -> Verdict:
@@ -228,15 +239,18 @@ def _many_fields(rows: pd.DataFrame) -> Verdict:
         firsts.append(methods["lbfgs"]["wall"] / methods["lbfgs"]["steps"])
     center, low, high = bootstrap_median(tuned)
     printed = low <= PRINTED_KILO <= high and max(tuned) >= PRINTED_MOST
-    under = float(np.median(slow)) >= PRINTED_KILO or low > 1
-    answer: Answer = "holds" if printed else "holds only under" if under else "does not hold"
+    under = {
+        "Adam at 1e-4 (printed median)": float(np.median(slow)) >= PRINTED_KILO,
+        "Adam at its best rate (faster)": low > 1,
+    }
+    answer: Answer = "holds" if printed else "holds only under" if any(under.values()) else NO
     measured = (
         f"Adam's time over L-BFGS's to the lower end, median over boxes: {center:.2f} [{low:.2f}, "
         f"{high:.2f}] at Adam's best rate, {_quantiles(tuned)}; {np.median(slow):.2f} at 1e-4, "
         f"{_quantiles(slow)} (printed {PRINTED_KILO:g} on average, {PRINTED_MOST:g} at most); an "
         f"iteration of all boxes takes {spread(firsts)} s"
     )
-    return Verdict("C107", answer, measured, _settings(rows))
+    return Verdict("C107", answer, measured, f"{_settings(rows)}; holds against: {_true(under)}")
 
 
 def _quantiles(numbers: list[float]) -> str:

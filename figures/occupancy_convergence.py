@@ -12,9 +12,10 @@ from hessian_lab.plots.style import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, VER
 
 NAME = "occupancy_convergence"
 CAPTION = (
-    "Each optimizer at its best rate (chosen on another seed), batches of 2,048 of 30,000 points, "
-    "five linear maps of 64. Above: cross-entropy against epochs on the terrain (elevations from "
-    "matplotlib's sample data), median and range over seeds. Middle: the last cross-entropy "
+    "Each optimizer at its best rate (chosen on another seed of the terrain, by the cross-entropy; "
+    "for the lower right panel by the IoU), batches of 2,048 of 30,000 points, five linear maps of "
+    "64. Above: cross-entropy against epochs on the terrain (elevations from matplotlib's sample "
+    "data), median and range over seeds. Middle: the last cross-entropy "
     "over Adam's on the same solid and seed, terrain and Spot (Keenan Crane, public domain); what "
     "is on the rim lies beyond. Below: Chamfer distance between the field's surface and the "
     "solid's, in half the box, against epochs; the dotted line is that of the terrain from itself. "

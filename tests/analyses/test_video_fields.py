@@ -6,6 +6,7 @@ import pytest
 
 from analyses import video_fields
 from analyses.study import Verdict
+from figures.video_fields import draw
 from hessian_lab.training.files import finite
 
 
@@ -45,7 +46,19 @@ def test_a_clip_is_judged_by_gain_and_time():
     assert verdict(clips(gain=1.0, speed=2.0), "C103").answer == "holds only under"
     worse = clips(gain=-2.0, speed=2.0, slow_gain=-1.0)
     assert verdict(worse, "C103").answer == "does not hold"
-    assert verdict(clips(gain=-2.0, speed=2.0), "C103").answer == "holds only under"
+    slow = verdict(clips(gain=-2.0, speed=2.0), "C103")
+    assert slow.answer == "holds only under"
+    assert "ahead against: Adam at 1e-4; in its interval as printed: speed" in slow.settings
+
+
+def test_of_a_clip_seconds_are_neither_compared_nor_drawn():
+    rows = clips(gain=3.63, speed=2.0)
+    bare = [{name: value for name, value in row.items() if name != "wall"} for row in rows]
+    assert verdict(bare, "C103") == verdict(rows, "C103")
+    assert "seconds" not in verdict(rows, "C103").measured
+    figure = draw({"rows": finite([*bare, *boxes(1, 2)])})
+    assert [axes.get_xlabel() for axes in figure.axes] == ["step", "seconds of one core"]
+    assert [len(axes.lines) for axes in figure.axes] == [3, 3]
 
 
 def test_gains_are_read_at_the_last_common_step():
@@ -79,9 +92,13 @@ def test_boxes_are_judged_by_median_and_largest():
     assert held.answer == "holds"
     assert "median over boxes: 4.00" in held.measured
     assert "largest 12.00" in held.measured
-    assert verdict(boxes(3, 4, 4, 4, 5), "C107").answer == "holds only under"
+    faster = verdict(boxes(3, 4, 4, 4, 5), "C107")
+    assert faster.answer == "holds only under"
+    assert "Adam at its best rate (faster)" in faster.settings
     assert verdict(boxes(1, 1, 1, 1, 1), "C107").answer == "does not hold"
-    assert verdict(boxes(1, 1, 1, 1, 1, last=5.0), "C107").answer == "holds only under"
+    slow = verdict(boxes(1, 1, 1, 1, 1, last=5.0), "C107")
+    assert slow.answer == "holds only under"
+    assert slow.settings.endswith("holds against: Adam at 1e-4 (printed median)")
 
 
 def test_what_was_not_measured_is_not_judged(monkeypatch):
