@@ -3,12 +3,11 @@
 import hashlib
 import io
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Source
 from hessian_lab.signals.cameras import Cameras, check_poses
 from hessian_lab.signals.images import decode, expanded, read_bytes, resized, scaled
+from hessian_lab.signals.posed_lens import brief, focal, require_one_lens
 from hessian_lab.signals.scenes import Scene
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,12 +31,8 @@ ENDINGS = (".png", ".jpg", ".jpeg")
 MOST_BYTES, MOST_PICTURE_BYTES, MOST_VIEWS = 1 << 24, 1 << 30, 10_000
 # How far off a camera may stand, in units of the scene's own: beyond it digits are lost.
 FARTHEST = 1e6
-# Of a name in a message.
-MOST_LETTERS = 60
 # Of pictures that are not split, every eighth is held out; of a test split, this many at most.
 EVERY, MOST_HELD_OUT = 8, 8
-# How far, as a share, a lens may be from the ideal one.
-NEAR = 0.005
 # Half the box of Blender's scenes over the distance of their cameras.
 REACH = 1.5 / 4.031128874149275
 # LLFF: the nearest bound comes to lie this far behind the near plane.
@@ -113,9 +109,9 @@ def _read_blender(folder: Path, size: int | None) -> Scene:
     if not 0 < distance < np.inf:
         raise InputError(f"cameras must stand around the origin, those of {folder} stand in it.")
     poses = _in_units(frames.poses, REACH * distance, folder)
-    cameras = Cameras(poses, pictures.shape[1:3], _focal(lens, pictures.shape[2], folder))
+    cameras = Cameras(poses, pictures.shape[1:3], focal(lens, pictures.shape[2], folder))
     if train.is_file() and test.is_file():
-        _require_one_lens(lens, _load_json(test), folder)
+        require_one_lens(lens, _load_json(test), folder)
     return Scene(cameras, pictures, split, 1.0, _source(folder, digest))
 
 
@@ -133,7 +129,7 @@ def _read_llff(folder: Path, size: int | None) -> Scene:
     if not (np.isfinite(table).all() and (table[:, 15] > 0).all()):
         raise InputError(f"poses and bounds must be finite, bounds positive, {folder} has others.")
     pictures, digest = _read_pictures(paths, size)
-    rows, columns, focal = (float(number) for number in frames.poses[0, :, 4])
+    rows, columns, length = (float(number) for number in frames.poses[0, :, 4])
     if not (rows > 0 and abs(columns / rows * pictures.shape[1] - pictures.shape[2]) < 2):
         raise InputError(
             f"pictures must have the proportions of their poses, {rows:g}×{columns:g}, those of "
@@ -142,7 +138,7 @@ def _read_llff(folder: Path, size: int | None) -> Scene:
     # From down, right, back to right, up, back.
     poses = frames.poses[:, :, [1, 0, 2, 3]] * (1, -1, 1, 1)
     poses = _in_units(poses, float(table[:, 15].min()) * BOUND_FACTOR, folder)
-    lens = focal * pictures.shape[1] / rows
+    lens = length * pictures.shape[1] / rows
     cameras = Cameras(_recentred(poses, folder), pictures.shape[1:3], lens)
     return Scene(cameras, pictures, split, 0.0, _source(folder, digest), forward=True)
 
@@ -225,62 +221,6 @@ def _bounded(path: Path) -> bytes:
         raise InputError(f"poses must be readable, {path}: {reason}.") from error
 
 
-def _focal(lens: dict[str, Any], columns: int, folder: Path) -> float:
-    """Return the focal length in pixels of pictures with so many columns."""
-    angle, length, width = (lens.get(name) for name in ("camera_angle_x", "fl_x", "w"))
-    _require_pinhole(lens, folder)
-    if _is_number(angle) and 0 < angle < math.pi:
-        half = math.tan(angle / 2)
-        return columns / 2 / half if half > 0 else math.inf
-    if angle is None and _is_number(length) and _is_number(width):
-        try:
-            return float(length) * columns / float(width) if width > 0 else 0.0
-        except OverflowError:
-            return math.inf
-    found = "has none" if angle is None else f"has {_brief(angle)}"
-    raise InputError(
-        f"transforms must have camera_angle_x, an angle between 0 and π (or fl_x and w, in pixels),"
-        f" {folder} {found}."
-    )
-
-
-def _require_one_lens(lens: dict[str, Any], other: dict[str, Any], folder: Path) -> None:
-    names = [name for name in ("camera_angle_x", "fl_x") if lens.get(name) != other.get(name)]
-    if names:
-        raise InputError(
-            f"pictures must be taken with one lens, those of {folder} have {names[0]} "
-            f"{_brief(lens.get(names[0]))} to train and {_brief(other.get(names[0]))} to test."
-        )
-
-
-def _require_pinhole(lens: dict[str, Any], folder: Path) -> None:
-    """Refuse what a pinhole with square pixels and its axis in the middle has not."""
-    bent = [name for name in ("k1", "k2", "k3", "k4", "p1", "p2") if lens.get(name, 0) != 0]
-    for name, other, share in (("fl_y", "fl_x", 1.0), ("cx", "w", 0.5), ("cy", "h", 0.5)):
-        wanted, found = _float(lens.get(other)), _float(lens.get(name))
-        if wanted is None or lens.get(name) is None:
-            continue
-        if found is None or abs(found - share * wanted) > NEAR * abs(wanted):
-            bent.append(name)
-    if bent:
-        raise InputError(
-            f"pictures must be those of a pinhole with square pixels and its axis in the middle, "
-            f"the transforms of {folder} have {bent[0]} {_brief(lens[bent[0]])}: undistort them."
-        )
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _float(value: object) -> float | None:
-    """Return a number as one of floating point, if it is one, and infinity if it is beyond."""
-    try:
-        return float(value) if _is_number(value) else None
-    except OverflowError:
-        return math.inf
-
-
 def _matrix(entry: dict[str, Any], folder: Path) -> Array:
     try:
         matrix = np.array(entry["transform_matrix"], dtype=np.float64)
@@ -289,7 +229,7 @@ def _matrix(entry: dict[str, Any], folder: Path) -> Array:
     if matrix.shape not in ((4, 4), (3, 4)):
         raise InputError(
             "frames must have a transform_matrix of 4×4 numbers, "
-            f"{_brief(entry.get('file_path'))} of {folder} has none."
+            f"{brief(entry.get('file_path'))} of {folder} has none."
         )
     return matrix[:3]
 
@@ -309,7 +249,7 @@ def _picture(folder: Path, entry: dict[str, Any]) -> Path:
         raise
     except (OSError, ValueError, RuntimeError):
         pass
-    raise InputError(f"frames must have their pictures, {_brief(name)} of {folder} does not exist.")
+    raise InputError(f"frames must have their pictures, {brief(name)} of {folder} does not exist.")
 
 
 def _listed(folder: Path, size: int | None) -> list[Path]:
@@ -336,7 +276,7 @@ def _inside(folder: Path, path: Path) -> Path:
     """Return a path that stays in a folder, links included."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"pictures must lie in the folder of their scene, {_brief(str(path))} does not."
+            f"pictures must lie in the folder of their scene, {brief(str(path))} does not."
         )
     return path
 
@@ -393,15 +333,6 @@ def _size(path: Path) -> tuple[int, int]:
                 return image.height, image.width
     except Exception as error:
         raise InputError(f"pictures must be images, {path} cannot be read as one.") from error
-
-
-def _brief(value: object) -> str:
-    """Return what a file says, on one line and not all of it if it is long."""
-    try:
-        text = value if isinstance(value, str) and value.isprintable() else repr(value)
-    except (ValueError, RecursionError):
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= MOST_LETTERS else f"{text[:MOST_LETTERS]}…"
 
 
 def _source(folder: Path, digest: str) -> Source:
