@@ -2,6 +2,8 @@
 
 import io
 import os
+import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -310,13 +312,15 @@ def test_paths_that_lead_nowhere_are_refused(tmp_path):
 # Films.
 
 
-def filmed(path, count=20, codec="mpeg4", size=(64, 48), rate=10, gop=12):
+def filmed(path, count=20, codec="mpeg4", size=(64, 48), rate=10, gop=12, aspect=None):
     """Write a film whose k-th frame has level 10 k."""
     av = pytest.importorskip("av", reason="needs the extra video")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt, stream.gop_size = "yuv420p", gop
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
         for place in range(count):
             pixels = np.full((size[1], size[0], 3), 10 * place % 256, np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")):
@@ -405,6 +409,27 @@ def test_films_of_absurd_size_or_start_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("hessian_lab.signals.video.MOST_PIXELS", 3000)
     with pytest.raises(InputError, match=r"at most 3000 pixels per frame, .*a\.mp4 has 48×64"):
         load_signal(str(path))
+
+
+def test_films_that_are_turned_or_squeezed_are_refused(tmp_path):
+    path = filmed(tmp_path / "a.mp4")
+    data = path.read_bytes()
+    # The display matrix of the track's header: a quarter turn in place of none.
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 48 << 16, 0, 1 << 30)
+    place = data.index(straight, data.index(b"tkhd"))
+    path.write_bytes(data[:place] + turned + data[place + len(turned) :])
+    with pytest.raises(InputError, match=r"upright video, .*a\.mp4 is to be turned by"):
+        load_signal(str(path))
+    squeezed = filmed(tmp_path / "b.mkv", aspect=Fraction(2, 1))
+    with pytest.raises(InputError, match=r"square pixels, .*b\.mkv has some 2 as wide as high"):
+        load_signal(str(squeezed))
+
+
+def test_a_film_of_one_frame_is_refused(tmp_path):
+    path = filmed(tmp_path / "a.mp4", count=1)
+    with pytest.raises(InputError, match="must have at least 2 frames"):
+        load_signal(str(path), rate=40)
 
 
 def test_films_name_the_extra(tmp_path, monkeypatch):
