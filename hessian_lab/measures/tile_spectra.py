@@ -64,8 +64,8 @@ def measure_tiles(
         raise ValueError(f"every must be at least 1, got {every}.")
     if not len(run.table):
         raise InputError(f"run must have a tile that is done, {run.path} has none.")
-    _require(run)
     image = run.image()
+    _require(run, image.num_points)
     coords = image.coords()
     columns = ["tile", *image.axes, *COLUMNS]
     with locked(run.path):
@@ -83,11 +83,11 @@ def measure_tiles(
     return pd.DataFrame([known[index] for index in chosen], columns=columns)
 
 
-def _require(run: TileRun) -> None:
+def _require(run: TileRun, num_points: int) -> None:
     model = run.stack(0, 1).field(0).double()
     size = sum(value.numel() for value in model.parameters())
     require_bytes(
-        dense_bytes(model, run.tile**2 * (run.tile_frames or 1)) + 8 * size**2,
+        dense_bytes(model, num_points) + 8 * size**2,
         f"The dense Hessian of {size} parameters",
         device=torch.device("cpu"),
         cure="Train smaller fields (--width, --depth).",

@@ -137,6 +137,19 @@ def test_spectra_of_cells_are_those_of_their_fields(cells):
     assert row["spectral_radius"] == pytest.approx(float(found.abs().max()), rel=1e-9)
 
 
+def test_memory_of_spectra_is_that_of_the_points_of_a_cell(cells, monkeypatch):
+    asked = []
+
+    def told(_model, num_points):
+        asked.append(num_points)
+        raise ResourceError("enough")
+
+    monkeypatch.setattr("hessian_lab.measures.tile_spectra.dense_bytes", told)
+    with pytest.raises(ResourceError, match="enough"):
+        measure_tiles(cells)
+    assert asked == [80]
+
+
 def test_a_killed_run_continues_with_the_next_block(nerf, cells, tmp_path):
     class Killed(Exception):
         pass
