@@ -46,20 +46,23 @@ def plot_views(
     with styled():
         height = INCHES * true.shape[1] / true.shape[2] + 0.18
         figure = Figure(
-            figsize=(INCHES * len(LABELS), height * len(chosen) + 0.3), layout="constrained"
+            figsize=(INCHES * len(LABELS) + 0.5, height * len(chosen) + 0.3), layout="constrained"
         )
         grid = figure.subplots(len(chosen), len(LABELS), squeeze=False)
         for axes, place in zip(grid, chosen, strict=True):
             axes[0].imshow(true[place])
             axes[1].imshow(np.clip(shown[place], 0, 1))
             axes[2].imshow(errors[place] * scale, vmin=0, vmax=1, cmap="magma")
-            axes[3].imshow(depths[place], vmin=low, vmax=high, cmap="viridis_r")
+            depth = axes[3].imshow(depths[place], vmin=low, vmax=high, cmap="viridis_r")
             row = table.iloc[place]
             axes[1].set_xlabel(f"{row['psnr']:.1f} dB, SSIM {row['ssim']:.2f}", fontsize=8)
             axes[0].set_xlabel(f"view {int(row['view'])}", fontsize=8)
             for panel in axes:
                 panel.set(xticks=[], yticks=[])
                 panel.spines[:].set_visible(False)
+        figure.colorbar(
+            depth, ax=grid[:, 3], aspect=16 * len(chosen), label="from where the ray starts"
+        )
         for panel, label in zip(grid[0], LABELS, strict=True):
             panel.set_title(label.format(scale=scale), loc="center")
         set_title(figure, title)
