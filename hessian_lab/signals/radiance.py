@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hessian_lab.signal import Signal, Source
 from hessian_lab.signals.cameras import Cameras, looking_at
 from hessian_lab.signals.kinds import is_path, without_kind
 from hessian_lab.signals.meshes import Mesh
-from hessian_lab.signals.posed_files import read_scene
+from hessian_lab.signals.posed_files import REACH, read_scene
 from hessian_lab.signals.render import render, torus
 from hessian_lab.signals.scenes import Scene
 from hessian_lab.signals.shapes import TERRAIN, shape_mesh
@@ -24,10 +25,12 @@ TORUS = "torus-nerf"
 # Shapes that a scene is rendered from: its name is theirs with this ending.
 ENDING = "-nerf"
 SIZE = 100
+# Scenes of pictures up to this many pixels a side are kept, some ten megabytes each.
+LARGEST_KEPT = 128
 # As in the scenes of Mildenhall et al. (2020): the lens, and how far the cameras are from the
 # middle of a box of half side 1.5, which is [-1, 1]³ here.
 ANGLE = 0.6911112070083618
-DISTANCE = 4.031128874149275 / 1.5
+DISTANCE = 1 / REACH
 # The radius of the ball that a mesh fills: all of it is in every picture.
 RADIUS = 0.8
 NUM_VIEWS, NUM_HELD_OUT = 24, 6
@@ -70,8 +73,22 @@ def load_scene(name: str, size: int | None = None) -> Scene:
     """
     if is_path(name):
         return read_scene(without_kind(name), size)
-    mesh = torus() if name == TORUS else shape_mesh(name.removesuffix(ENDING))
-    return rendered_scene(mesh, size or SIZE, name=name)
+    mesh, size = _mesh(name), size or SIZE
+    if size > LARGEST_KEPT:
+        return rendered_scene(mesh, size, name=name)
+    kept = _kept(name, size, mesh.source.sha256 if mesh.source else "")
+    # Whoever asks may write into their own.
+    return replace(kept, pictures=kept.pictures.copy())
+
+
+@lru_cache(maxsize=4)
+def _kept(name: str, size: int, _digest: str) -> Scene:
+    """Return a scene that a training and its measurements ask for: rendering takes a second."""
+    return rendered_scene(_mesh(name), size, name=name)
+
+
+def _mesh(name: str) -> Mesh:
+    return torus() if name == TORUS else shape_mesh(name.removesuffix(ENDING))
 
 
 def rendered_scene(

@@ -174,6 +174,14 @@ def test_named_scenes_are_signals():
         load_signal("torus-nerf", rate=8)
 
 
+def test_a_scene_is_rendered_once_and_each_has_its_own(monkeypatch):
+    first = load_scene("torus-nerf", 9)
+    true = first.pictures.copy()
+    first.pictures[:] = 0
+    monkeypatch.setattr("hessian_lab.signals.radiance.rendered_scene", None)
+    assert np.array_equal(load_scene("torus-nerf", 9).pictures, true)
+
+
 def test_what_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_bytes", lambda _device: 1_000_000)
     with pytest.raises(ResourceError, match="30 pictures of 500×500 pixels must fit"):
