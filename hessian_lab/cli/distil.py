@@ -14,6 +14,7 @@ from hessian_lab.cli.together import (
     measure_with_progress,
     spectra_lines,
     spread,
+    watching,
 )
 from hessian_lab.cli.views import add_lpips, asked_lpips
 from hessian_lab.errors import UsageError
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hessian_lab.measures.lpips import LPIPS
+    from hessian_lab.signals.scenes import Scene
     from hessian_lab.training.cells import CellRun
+    from hessian_lab.training.run import Run
 
 HELP = "a radiance field as a grid of small fields, trained together"
 EPILOG = """\
@@ -71,12 +74,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{given[0]} must be left out: the scene is that of --run.")
     import json
 
+    from hessian_lab.signals.radiance import load_scene
     from hessian_lab.training.files import finite
+    from hessian_lab.training.run import load_run
 
-    lpips = asked_lpips(args)
-    done = _train(args)
+    lpips, teacher = asked_lpips(args), load_run(args.run)
+    # A scene that is gone is told before anything is trained.
+    scene = load_scene(teacher.setup.signal, teacher.setup.size)
+    done = _train(args, teacher)
     spectra = measure_with_progress(args, done) if args.spectra else None
-    more, told = _told(done, spectra, lpips)
+    more, told = _told(done, scene, spectra, lpips)
     if args.json:
         print(json.dumps(finite(_object(done, spectra) | more)))
     else:
@@ -84,25 +91,13 @@ def run(args: argparse.Namespace) -> int:
     return ending(done, "cells")
 
 
-def _train(args: argparse.Namespace) -> "CellRun":
-    from hessian_lab.cli.progress import Progress
-    from hessian_lab.signals.radiance import load_scene
+def _train(args: argparse.Namespace, teacher: "Run") -> "CellRun":
     from hessian_lab.training.cells import train_cells
-    from hessian_lab.training.run import load_run
 
-    progress: Progress | None = None
-
-    def watch(count: int, table: "pd.DataFrame") -> None:
-        nonlocal progress
-        progress = progress or Progress("cells", count, quiet=args.quiet)
-        progress.advance(len(table), loss=float(table["loss"].median()))
-
-    setup, teacher = Setup(**asked_setup(args)), load_run(args.run)
+    setup = Setup(**asked_setup(args))
     for name, owner in replace(setup, signal=teacher.setup.signal).ignored().items():
         logger.warning("--%s has no effect on %s", name, owner)
-    # A scene that is gone is told before anything is trained.
-    load_scene(teacher.setup.signal, teacher.setup.size)
-    try:
+    with watching("cells", "loss", quiet=args.quiet) as watch:
         return train_cells(
             setup,
             teacher,
@@ -113,13 +108,10 @@ def _train(args: argparse.Namespace) -> "CellRun":
             overwrite=args.overwrite,
             watch=watch,
         )
-    finally:
-        if progress is not None:
-            progress.close()
 
 
 def _told(
-    done: "CellRun", spectra: "pd.DataFrame | None", lpips: "LPIPS | None"
+    done: "CellRun", scene: "Scene", spectra: "pd.DataFrame | None", lpips: "LPIPS | None"
 ) -> tuple[dict[str, Any], list[str]]:
     """Compare with the scene and with the teacher; return what is told of it, twice."""
     import torch
@@ -128,14 +120,9 @@ def _told(
     from hessian_lab.measures.radiance import views_of, write_views
     from hessian_lab.plots.style import save
     from hessian_lab.plots.tile_maps import plot_cells
-    from hessian_lab.signals.radiance import load_scene
     from hessian_lab.training.quality import psnr
 
-    scene, field, teacher = (
-        load_scene(done.setup.signal, done.setup.size),
-        done.field(),
-        done.teacher(),
-    )
+    field, teacher = done.field(), done.teacher()
     seen, taught = views_of(field, scene, lpips=lpips), views_of(teacher, scene)
     write_views(done.path, seen)
     title = f"{_headline(done)}. {scene.source.attribution}"

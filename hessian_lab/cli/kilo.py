@@ -14,6 +14,7 @@ from hessian_lab.cli.together import (
     num_diverged,
     spectra_lines,
     spread,
+    watching,
 )
 from hessian_lab.signals import kind_of
 from hessian_lab.training.setup import Setup
@@ -76,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> "TileRun":
-    from hessian_lab.cli.progress import Progress
     from hessian_lab.training.tiles import train_tiles
 
     setup = Setup(**asked_setup(args))
@@ -84,14 +84,7 @@ def _train(args: argparse.Namespace) -> "TileRun":
         logger.warning("--%s has no effect on %s", name, owner)
     if args.tile_frames is not None and kind_of(setup.signal) != "video":
         logger.warning("--tile-frames has no effect on %s", setup.signal)
-    progress: Progress | None = None
-
-    def watch(count: int, table: "pd.DataFrame") -> None:
-        nonlocal progress
-        progress = progress or Progress("tiles", count, quiet=args.quiet)
-        progress.advance(len(table), psnr=float(table["psnr"].median()))
-
-    try:
+    with watching("tiles", "psnr", quiet=args.quiet) as watch:
         return train_tiles(
             setup,
             tile=args.tile,
@@ -101,9 +94,6 @@ def _train(args: argparse.Namespace) -> "TileRun":
             overwrite=args.overwrite,
             watch=watch,
         )
-    finally:
-        if progress is not None:
-            progress.close()
 
 
 def _draw(done: "TileRun", spectra: "pd.DataFrame | None") -> list[str]:

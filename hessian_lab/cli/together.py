@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.parser import number
@@ -46,6 +48,27 @@ def ending(done: "TileRun", what: str) -> int:
 def num_diverged(done: "TileRun") -> int:
     """Return how many fields have a loss that is not finite."""
     return int((~done.table["loss"].abs().lt(float("inf"))).sum())
+
+
+@contextmanager
+def watching(
+    what: str, number: str, *, quiet: bool
+) -> Iterator[Callable[[int, "pd.DataFrame"], None]]:
+    """Give what is called after every block, which tells the median of a column of the table."""
+    from hessian_lab.cli.progress import Progress
+
+    progress: Progress | None = None
+
+    def watch(count: int, table: "pd.DataFrame") -> None:
+        nonlocal progress
+        progress = progress or Progress(what, count, quiet=quiet)
+        progress.advance(len(table), **{number: float(table[number].median())})
+
+    try:
+        yield watch
+    finally:
+        if progress is not None:
+            progress.close()
 
 
 def measure_with_progress(args: argparse.Namespace, done: "TileRun") -> "pd.DataFrame":

@@ -53,7 +53,7 @@ class Volume(nn.Module, ABC):
     def forward(self, rays: Tensor) -> Tensor:
         """Return the colours [r, 3] of rays [r, 10], in [0, 1]."""
         _, weights, behind, colours = self.along(rays)
-        return (weights.unsqueeze(2) * colours).sum(dim=1) + behind * rays[:, 9:10]
+        return composited(weights, behind, colours, rays)
 
     def along(self, rays: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return what a ray meets at each of its samples.
@@ -89,3 +89,8 @@ def absorbed(optical: Tensor) -> tuple[Tensor, Tensor]:
     total = optical.cumsum(dim=1)
     shares = torch.exp(optical - total) * -torch.expm1(-optical)
     return shares, torch.exp(-total[:, -1:])
+
+
+def composited(weights: Tensor, behind: Tensor, colours: Tensor, rays: Tensor) -> Tensor:
+    """Return the colours [r, 3] of rays, from what ``Volume.along`` tells of them."""
+    return (weights.unsqueeze(2) * colours).sum(dim=1) + behind * rays[:, 9:10]

@@ -2,7 +2,7 @@
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from hessian_lab.errors import InputError
 from hessian_lab.fields.radiance import RadianceField
-from hessian_lab.fields.volume import Volume
+from hessian_lab.fields.volume import Volume, composited
 from hessian_lab.measures.lpips import LPIPS, is_wide
 from hessian_lab.signals import kind_of
 from hessian_lab.signals.cameras import Cameras, looking_at
-from hessian_lab.signals.radiance import load_scene
+from hessian_lab.signals.radiance import circle, load_scene
 from hessian_lab.signals.scenes import Scene
 from hessian_lab.training.files import write_atomically
 from hessian_lab.training.quality import WINDOW, psnr, ssim
@@ -154,8 +154,9 @@ def rendered(model: Volume, rays: Tensor) -> tuple[Tensor, Tensor]:
     like = next(model.parameters())
     colours, depths = [], []
     for part in rays.split(max(1, CHUNK // model.samples)):
-        lengths, weights, behind, shades = model.along(part.to(like))
-        seen = (weights.unsqueeze(2) * shades).sum(dim=1) + behind * part[:, 9:10].to(like)
+        own = part.to(like)
+        lengths, weights, behind, shades = model.along(own)
+        seen = composited(weights, behind, shades, own)
         mean = (weights * lengths).sum(dim=1) / weights.sum(dim=1)
         colours.append(seen.cpu().double().clamp(0, 1))
         depths.append(torch.where(behind[:, 0] < 0.5, mean, math.nan).cpu().double())
@@ -198,18 +199,7 @@ def _around(scene: Scene, count: int) -> Scene:
         poses = np.concatenate([turned, places[:, :, None]], axis=2)
     else:
         distances = np.linalg.norm(cameras.places, axis=1)
-        height = float(np.median(cameras.places[:, 2] / distances))
-        flat = math.sqrt(max(0.0, 1 - height**2))
-        rise = np.full(count, height)
-        places = np.stack([flat * np.cos(turn), flat * np.sin(turn), rise], axis=1)
-        places *= float(np.median(distances))
+        rise = math.degrees(math.asin(float(np.median(cameras.places[:, 2] / distances))))
+        places = circle(count, elevation=rise) * float(np.median(distances))
         poses = looking_at(places, np.zeros(3), np.array([0.0, 0.0, 1.0]))
-    moving = Cameras(poses, cameras.shape, cameras.focal)
-    return Scene(
-        moving,
-        np.empty((count, 0, 0, 3)),
-        np.zeros(count, bool),
-        scene.background,
-        scene.source,
-        scene.forward,
-    )
+    return replace(scene, cameras=Cameras(poses, cameras.shape, cameras.focal))

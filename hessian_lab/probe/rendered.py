@@ -20,6 +20,7 @@ from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.fields.radiance import DENSITY, SHIFT, RadianceField
 from hessian_lab.fields.volume import absorbed
 from hessian_lab.probe.closed_form import Parts, Pass, assemble, run_pass
+from hessian_lab.probe.kept_graph import symmetrize
 from hessian_lab.probe.linearized import Matrix
 
 # Numbers of a panel of per-sample gradients.
@@ -105,7 +106,7 @@ def rendering_numbers(model: RadianceField, num_rays: int) -> int:
     """Return how many numbers ``rendered_matrix`` keeps at most beside matrix and network."""
     size = sum(value.numel() for value in model.parameters())
     panel = max(PANEL_NUMBERS, size * model.samples)
-    return size**2 + 4 * panel + 2 * SAMPLE_NUMBERS * num_rays * model.samples
+    return 4 * panel + 2 * SAMPLE_NUMBERS * num_rays * model.samples
 
 
 def rendered_matrix(
@@ -142,7 +143,8 @@ def rendered_matrix(
             total.addmm_(along.flatten(0, 1).T, bent)
             if matrix == "hessian":
                 _couple(total, model, chunk, rows, found)
-        return total.add_(total.T.clone()).mul_(0.5)
+        symmetrize(total)
+        return total
 
 
 def at_samples(model: RadianceField, rays: Tensor, slope: Tensor) -> tuple[Tensor, Rendered]:

@@ -86,15 +86,17 @@ def read_scene(path: str | Path, size: int | None = None) -> Scene:
 def _read_blender(folder: Path, size: int | None) -> Scene:
     train, test = (folder / name for name in SPLITS)
     if train.is_file():
-        entries, held_out = _frames(train), []
-        if test.is_file():
-            held_out = _frames(test)
+        lens, other = _load_json(train), _load_json(test) if test.is_file() else None
+        entries, held_out = _frames(lens, train), []
+        if other is not None:
+            held_out = _frames(other, test)
             chosen = np.linspace(0, len(held_out) - 1, min(MOST_HELD_OUT, len(held_out)))
             held_out = [held_out[place] for place in chosen.round().astype(int)]
         split = np.arange(len(entries) + len(held_out)) >= len(entries)
-        entries, lens = entries + held_out, _load_json(train)
+        entries = entries + held_out
     else:
-        entries, lens = _frames(folder / WHOLE), _load_json(folder / WHOLE)
+        lens, other = _load_json(folder / WHOLE), None
+        entries = _frames(lens, folder / WHOLE)
         split = np.arange(len(entries)) % EVERY == 0 if len(entries) > 1 else np.zeros(1, bool)
     _check_count(len(entries))
     frames = _Frames(
@@ -110,8 +112,8 @@ def _read_blender(folder: Path, size: int | None) -> Scene:
         raise InputError(f"cameras must stand around the origin, those of {folder} stand in it.")
     poses = _in_units(frames.poses, REACH * distance, folder)
     cameras = Cameras(poses, pictures.shape[1:3], focal(lens, pictures.shape[2], folder))
-    if train.is_file() and test.is_file():
-        require_one_lens(lens, _load_json(test), folder)
+    if other is not None:
+        require_one_lens(lens, other, folder)
     return Scene(cameras, pictures, split, 1.0, _source(folder, digest))
 
 
@@ -175,8 +177,8 @@ def _recentred(poses: Array, folder: Path) -> Array:
     return turned
 
 
-def _frames(path: Path) -> list[dict[str, Any]]:
-    entries = _load_json(path).get("frames")
+def _frames(transforms: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    entries = transforms.get("frames")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"transforms must list their frames, {path} does not.")
     return entries
