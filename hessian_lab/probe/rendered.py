@@ -23,6 +23,8 @@ from hessian_lab.probe.closed_form import Parts, Pass, assemble, run_pass
 from hessian_lab.probe.kept_graph import symmetrize
 from hessian_lab.probe.linearized import Matrix
 
+# What says how a field is seen: replaced in one of them, it has no closed form.
+METHODS = {"forward", "along", "places", "radiance", "density"}
 # Numbers of a panel of per-sample gradients.
 PANEL_NUMBERS = 1 << 22
 
@@ -81,9 +83,8 @@ class RayCurvature:
         target += moved @ self.found.own
         nearer = self.found.thickness.unsqueeze(2) * moved[..., 0]
         pulled = torch.einsum("rso,rsko->rsk", self.found.slope, moved)
-        behind = pulled.flip(1).cumsum(dim=1).flip(1) - pulled
         before = nearer.cumsum(dim=1) - nearer
-        target[..., 0] -= self.found.thickness.unsqueeze(2) * behind
+        target[..., 0] -= self.found.thickness.unsqueeze(2) * _behind(pulled)
         target -= self.found.slope.unsqueeze(2) * before.unsqueeze(3)
 
 
@@ -92,7 +93,7 @@ def has_rendered_form(model: nn.Module) -> bool:
     return (
         type(model) is RadianceField
         and model.head is None
-        and "forward" not in vars(model)
+        and not METHODS & vars(model).keys()
         and not (model._forward_hooks or model._forward_pre_hooks)
         and type(model.field) is CoordinateMLP
     )
@@ -171,8 +172,8 @@ def derivatives(raw: Tensor, rays: Tensor, slope: Tensor) -> Rendered:
     passed = torch.exp(-optical.cumsum(dim=1)).unsqueeze(2)  # Tⱼ₊₁ [r, s, 1]
     weight = absorbed(optical)[0].unsqueeze(2)
     added = weight * shade
-    behind = added.flip(1).cumsum(dim=1).flip(1) - added + passed[:, -1:] * rays[:, None, 9:10]
-    seen = passed * shade - behind  # D [r, s, 3]
+    hidden = _behind(added) + passed[:, -1:] * rays[:, None, 9:10]
+    seen = passed * shade - hidden  # D [r, s, 3]
     pull = (slope.unsqueeze(1) * seen).sum(dim=2)  # ∂L/∂τ [r, s]
     colour = raw.new_zeros(*raw.shape[:2], 3, 4)
     colour[..., 0] = seen * first.unsqueeze(2)
@@ -199,13 +200,17 @@ def _chunks(model: RadianceField, places: Tensor, slope: Tensor) -> Iterator[tup
 
 
 def _couple(total: Tensor, model: RadianceField, chunk: Pass, rows: slice, found: Rendered) -> None:
-    """Add ``-Σ_{j<i} (aⱼ gᵢᵀ + gᵢ aⱼᵀ)`` of some rays to twice the lower or upper triangle."""
+    """Add ``-2 Σ_{j<i} aⱼ gᵢᵀ`` of some rays, whose symmetric part is what couples samples."""
     thickness = torch.zeros_like(found.slope[rows])
     thickness[..., 0] = found.thickness[rows]
     near = _gradients(model, chunk, thickness.unsqueeze(2), each=True)  # aⱼ [r, s, n]
     far = _gradients(model, chunk, found.slope[rows].unsqueeze(2), each=True)  # gᵢ
-    far = far.flip(1).cumsum(dim=1).flip(1) - far
-    total.addmm_(near.flatten(0, 1).T, far.flatten(0, 1), alpha=-2)
+    total.addmm_(near.flatten(0, 1).T, _behind(far).flatten(0, 1), alpha=-2)
+
+
+def _behind(values: Tensor) -> Tensor:
+    """Return for every sample [r, s, …] the sum over those of its ray that lie behind it."""
+    return values.flip(1).cumsum(dim=1).flip(1) - values
 
 
 def _gradients(

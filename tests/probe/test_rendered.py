@@ -112,6 +112,14 @@ def test_a_head_and_frozen_parameters_take_products(monkeypatch):
     assert_same(dense_hessian(frozen, mse, signal), hessian_rows(frozen, mse, signal))
 
 
+def test_a_field_that_is_seen_otherwise_takes_products_and_is_right():
+    field, signal = small("gaussian"), scene()
+    known = field.radiance
+    field.radiance = lambda places, ways: (2 * known(places, ways)[0], known(places, ways)[1])
+    assert closed_network(field) == (None, 1)
+    assert_same(dense_hessian(field, mse, signal), autograd_hessian(field, mse, signal))
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch):
     field, signal = small("gaussian"), scene()
     monkeypatch.setattr(memory, "available_bytes", lambda _device: 100_000)
