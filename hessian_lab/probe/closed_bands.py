@@ -119,3 +119,14 @@ def panel_numbers(slots: list[Slot], num_points: int, chunk_size: int | None = N
 def largest_unit(slots: list[Slot], *, residual: bool) -> int:
     """Return how many numbers the smallest slab has that holds any one unit."""
     return max(unit_numbers(slots, i, residual=residual) for i in range(len(slots)))
+
+
+def slab_needs(
+    slots: list[Slot], num_points: int, chunk_size: int | None = None
+) -> tuple[int, int]:
+    """Return the numbers of the smallest slab of a Hessian, and those that are kept beside one.
+
+    These are the panels of a pass, or a unit's entries in the order in which they are written.
+    """
+    unit = largest_unit(slots, residual=True)
+    return unit, max(panel_numbers(slots, num_points, chunk_size), 2 * unit)

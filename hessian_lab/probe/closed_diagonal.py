@@ -19,6 +19,7 @@ from hessian_lab.names import known
 from hessian_lab.probe.closed_form import (
     Pass,
     Scratch,
+    pull_back,
     run_pass,
     slots_of,
     times_matrix,
@@ -195,12 +196,3 @@ def _activation_diagonals(
     if last:
         scaled *= weights[1]
         yield 0, scaled.sum(dim=1) * chunk.slopes[0].square() + chunk.bends[0]
-
-
-def pull_back(scaled: Tensor, weight: Tensor, slope: Tensor, space: Scratch) -> Tensor:
-    """Return ``D (Wᵀ S W) D`` [p, k, k] from ``S W`` [p, o, k], which is overwritten."""
-    scaled *= slope.unsqueeze(1)
-    bent = space("bent", len(scaled), weight.shape[1], weight.shape[1])
-    torch.bmm(weight.T.expand(len(scaled), -1, -1), scaled, out=bent)
-    bent *= slope.unsqueeze(2)
-    return bent

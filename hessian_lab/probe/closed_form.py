@@ -197,6 +197,15 @@ def times_matrix(stack: Tensor, matrix: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
+def pull_back(scaled: Tensor, weight: Tensor, slope: Tensor, space: "Scratch") -> Tensor:
+    """Return ``D (Wᵀ S W) D`` [p, k, k] from ``S W`` [p, o, k], which is overwritten."""
+    scaled *= slope.unsqueeze(1)
+    bent = space("bent", len(scaled), weight.shape[1], weight.shape[1])
+    torch.bmm(weight.T.expand(len(scaled), -1, -1), scaled, out=bent)
+    bent *= slope.unsqueeze(2)
+    return bent
+
+
 @dataclass(frozen=True)
 class Stairs:
     """The lower triangle of a symmetric matrix, packed in steps of a few rows of equal length.

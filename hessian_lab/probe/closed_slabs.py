@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hessian_lab.probe.closed_diagonal import pull_back
 from hessian_lab.probe.closed_form import (
     Pass,
     Scratch,
     Slot,
     Stairs,
+    pull_back,
     tile_slices,
     times_matrix,
     write_columns,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -94,7 +95,11 @@ class ConditionEnclosure:
 
 @full_precision()
 def condition_number(
-    operator: Multiplies, *, num_steps: int | None = None, seed: int = 0
+    operator: Multiplies,
+    *,
+    num_steps: int | None = None,
+    seed: int = 0,
+    scratch: Path | None = None,
 ) -> ConditionNumber:
     """Return the condition number of a symmetric matrix, or a lower bound of it.
 
@@ -112,6 +117,8 @@ def condition_number(
         num_steps: Lanczos steps ``k`` where only products are known, by default ``min(n, 100)``.
             Costs ``k + 2`` products and holds ``k`` vectors. More steps, higher bound.
         seed: Of the random start.
+        scratch: A directory for a file with the Lanczos vectors where they do not fit in memory;
+            see ``lanczos.Recurrence``.
 
     Raises:
         ValueError: If ``num_steps`` is not in [1, n], or a dense matrix is not finite.
@@ -128,7 +135,7 @@ def condition_number(
     operator = as_operator(operator)
     num_steps = min(operator.size, DEFAULT_STEPS) if num_steps is None else num_steps
     start = gaussian(operator.size, 1, seed=seed, like=operator)
-    run = tridiagonalize(operator, start, num_steps=num_steps, keep_basis=True)
+    run = tridiagonalize(operator, start, num_steps=num_steps, keep_basis=True, scratch=scratch)
     return _of_krylov(operator, run)
 
 

@@ -1,6 +1,7 @@
 """Stochastic Lanczos quadrature: the whole spectrum of a large operator, as a measure."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ def spectral_measure(
     settle: bool = True,
     deflate: int = 0,
     block_size: int = 16,
+    scratch: Path | None = None,
 ) -> SpectralMeasure:
     """Return the spectrum of ``operator`` as a measure, by stochastic Lanczos quadrature.
 
@@ -66,6 +68,8 @@ def spectral_measure(
             runs, which then resolve the rest by the rest's own range. Their products are counted.
         block_size: Probes per block product; the result is the same up to rounding. Holds
             ``min(m, block_size) k n`` numbers, and the Ritz vectors that converged.
+        scratch: A directory for a file with the Lanczos vectors where they do not fit in memory;
+            see ``lanczos.Recurrence``.
 
     Raises:
         TypeError: For an operator of another precision, or none.
@@ -99,12 +103,14 @@ def spectral_measure(
     ]
     core, deflated, num_products = operator, torch.zeros(0, dtype=torch.float64), 0
     if deflate:
-        pairs = extreme_eigenpairs(operator, num=deflate, which="magnitude", seed=seed)
+        pairs = extreme_eigenpairs(
+            operator, num=deflate, which="magnitude", seed=seed, scratch=scratch
+        )
         deflated = pairs.values[pairs.converged]
         core = _Complement(operator, pairs.vectors[:, pairs.converged.to(operator.device)])
         starts = [_projected(core, block) for block in starts]
         num_products = pairs.num_products + pairs.num_check_products
-    run, found = _runs(core, starts, num_steps=num_steps, settle=settle)
+    run, found = _runs(core, starts, num_steps=num_steps, settle=settle, scratch=scratch)
     settled = agreement(found, num_probes=num_probes) if settle else _nothing(operator)
     shares = _shares(settled.vectors, starts)
     if not _informative(shares, operator.size - len(deflated)):
@@ -150,7 +156,12 @@ def _projected(core: _Complement, block: Tensor) -> Tensor:
 
 
 def _runs(
-    operator: SymmetricOperator, starts: list[Tensor], *, num_steps: int, settle: bool
+    operator: SymmetricOperator,
+    starts: list[Tensor],
+    *,
+    num_steps: int,
+    settle: bool,
+    scratch: Path | None,
 ) -> tuple[Tridiagonalization, list[Candidates]]:
     """Return the Lanczos steps from all blocks of starts, and what may have converged in them."""
     runs: list[Tridiagonalization] = []
@@ -158,7 +169,9 @@ def _runs(
     first = 0
     for block in starts:
         try:
-            run = tridiagonalize(operator, block, num_steps=num_steps, keep_basis=settle)
+            run = tridiagonalize(
+                operator, block, num_steps=num_steps, keep_basis=settle, scratch=scratch
+            )
         except NonFiniteError as error:
             if not first:
                 raise

@@ -1,6 +1,7 @@
 """A few extreme eigenpairs of a symmetric operator, with their residuals and all their copies."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -83,6 +84,7 @@ def extreme_eigenpairs(
     seed: int = 0,
     check_copies: bool = True,
     basis_size: int | None = None,
+    scratch: Path | None = None,
 ) -> Eigenpairs:
     """Return ``num`` extreme eigenpairs by thick-restarted Lanczos.
 
@@ -105,6 +107,8 @@ def extreme_eigenpairs(
         check_copies: Whether to search for further copies.
         basis_size: How many vectors of length ``n`` to hold, by default ``min(n, max(300, least))``
             with ``least`` three times the number of pairs and 20 more. Fewer need more products.
+        scratch: A directory for a file with these vectors where they do not fit in memory; see
+            ``lanczos.Recurrence``.
 
     Returns:
         The pairs.
@@ -139,7 +143,15 @@ def extreme_eigenpairs(
             f"basis_size must be in [{least}, {operator.size}] for {num_wanted} pairs, "
             f"got {basis_size}."
         )
-    search = Search(operator, ENDS[which], num=num, rtol=rtol, seed=seed, basis_size=basis_size)
+    search = Search(
+        operator,
+        ENDS[which],
+        num=num,
+        rtol=rtol,
+        seed=seed,
+        basis_size=basis_size,
+        scratch=scratch,
+    )
     settled = search.find(max_products)
     num_products = search.num_products
     complete = settled and check_copies and search.find_copies(num_products + max_products)

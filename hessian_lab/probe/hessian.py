@@ -1,6 +1,7 @@
 """The exact Hessian of a field's loss, whole or in its three parts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,17 +10,22 @@ from torch import Tensor, nn
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.fields.radiance import RadianceField
 from hessian_lab.losses import Loss
-from hessian_lab.probe.closed_form import Parts, assemble, temporary_numbers
-from hessian_lab.probe.kept_graph import ggn_rows, hessian_rows, trainable
+from hessian_lab.probe.closed_bands import assemble_bands, slab_needs
+from hessian_lab.probe.closed_form import Parts, assemble, slots_of, temporary_numbers
+from hessian_lab.probe.closed_slabs import divide
+from hessian_lab.probe.kept_graph import BLOCK_RANGE, ggn_rows, hessian_rows, trainable
 from hessian_lab.probe.linearized import Matrix
-from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.memory import available_bytes, require_bytes
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.rendered import has_rendered_form, rendered_matrix, rendering_numbers
+from hessian_lab.probe.scratch import whole_file
 from hessian_lab.signal import Signal
 
 # A loss is a mean over points if moving one prediction changes no other's gradient; the two sides
 # of that test are sums of a few terms and agree to this many roundings.
 SEPARABLE_ROUNDINGS = 1e3
+# One in how many of the free bytes a slab of a matrix in a file may take.
+FILE_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,12 @@ class HessianTerms:
 
 @full_precision()
 def dense_hessian(
-    model: nn.Module, loss: Loss, signal: Signal, *, chunk_size: int | None = None
+    model: nn.Module,
+    loss: Loss,
+    signal: Signal,
+    *,
+    chunk_size: int | None = None,
+    file: Path | str | None = None,
 ) -> Tensor:
     """Return the Hessian ``∇²_θ loss(model(coords), values)`` [n, n], exactly symmetric.
 
@@ -58,12 +69,19 @@ def dense_hessian(
         loss: Maps predictions [p, c] and values [p, c] to a scalar. ``signal.loss`` is not used.
         signal: The points.
         chunk_size: Points per pass of the closed form; see ``closed_form.assemble``.
+        file: Where to write a matrix larger than memory. It is assembled in slabs that fit; the
+            tensor returned, on the CPU, is the mapped file: n² numbers of the parameters' dtype,
+            row by row, to be read again with ``np.memmap(file, dtype, "r", shape=(n, n))`` or
+            ``torch.from_file(file, shared=True, size=n * n, dtype=dtype).view(n, n)``. It has its
+            name only when it is whole. ``MatrixOperator`` and ``spectrum`` take it.
 
     Raises:
         TypeError: If signal and parameters differ in dtype.
         ValueError: If an operation of another module has a wrong second derivative, so that the
             two triangles differ.
-        ResourceError: If the matrix and its temporaries do not fit, before anything is allocated.
+        ResourceError: If the matrix and its temporaries do not fit, before anything is allocated;
+            with ``file``, if a slab does not fit in memory, or the matrix on the disk.
+        UsageError: If ``file`` cannot be written.
 
     Examples:
         >>> import torch
@@ -73,34 +91,84 @@ def dense_hessian(
         >>> dense_hessian(field, mse, Signal(coords, torch.sin(4 * coords))).shape
         torch.Size([97, 97])
     """
-    size = checked_size(model, signal, chunk_size)
-    derivatives = output_derivatives(model, loss, signal.coords, signal.values)
-    require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
-    if derivatives is None:
-        found = _rendered(model, loss, signal, matrix="hessian")
-        return hessian_rows(model, loss, signal) if found is None else found
-    assert isinstance(model, CoordinateMLP)
-    return assemble(model, signal.coords, *derivatives, parts=Parts(), chunk_size=chunk_size)
+    return _dense(model, loss, signal, "hessian", chunk_size, file)
 
 
 @full_precision()
 def dense_ggn(
-    model: nn.Module, loss: Loss, signal: Signal, *, chunk_size: int | None = None
+    model: nn.Module,
+    loss: Loss,
+    signal: Signal,
+    *,
+    chunk_size: int | None = None,
+    file: Path | str | None = None,
 ) -> Tensor:
     """Return the Gauss–Newton matrix ``Jᵀ (∇²_f ℓ) J`` [n, n], exactly symmetric.
 
     Arguments, order of parameters, precision and errors are those of ``dense_hessian``. In closed
     form at its cost; for any other module or loss by ``n`` products of about three gradients each.
     """
+    return _dense(model, loss, signal, "ggn", chunk_size, file)
+
+
+def _dense(
+    model: nn.Module,
+    loss: Loss,
+    signal: Signal,
+    matrix: Matrix,
+    chunk_size: int | None,
+    file: Path | str | None,
+) -> Tensor:
     size = checked_size(model, signal, chunk_size)
+    if file is not None:
+        with whole_file(Path(file), (size, size), dtype=signal.coords.dtype) as out:
+            fill_matrix(out, model, loss, signal, matrix=matrix, chunk_size=chunk_size)
+        return out
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     require_hessian(model, size, signal.num_points, chunk_size=chunk_size)
     if derivatives is None:
-        found = _rendered(model, loss, signal, matrix="ggn")
-        return ggn_rows(model, loss, signal) if found is None else found
+        found = _rendered(model, loss, signal, matrix=matrix)
+        rows = ggn_rows if matrix == "ggn" else hessian_rows
+        return rows(model, loss, signal) if found is None else found
     assert isinstance(model, CoordinateMLP)
-    parts = Parts(activation=False, cross=False)
+    parts = Parts() if matrix == "hessian" else Parts(activation=False, cross=False)
     return assemble(model, signal.coords, *derivatives, parts=parts, chunk_size=chunk_size)
+
+
+@full_precision()
+def fill_matrix(
+    out: Tensor,
+    model: nn.Module,
+    loss: Loss,
+    signal: Signal,
+    *,
+    matrix: Matrix,
+    chunk_size: int | None = None,
+) -> None:
+    """Write the Hessian or the GGN to a matrix [n, n] of zeros, a mapped one, slab by slab.
+
+    Arguments and errors are those of ``dense_hessian``.
+    """
+    checked_size(model, signal, chunk_size)
+    numbers = slab_numbers(model, signal.num_points, chunk_size)
+    derivatives = output_derivatives(model, loss, signal.coords, signal.values)
+    if derivatives is not None:
+        assert isinstance(model, CoordinateMLP)
+        residual = matrix == "hessian"
+        assemble_bands(
+            model,
+            signal.coords,
+            *derivatives,
+            matrix=matrix,
+            slabs=[
+                bands for bands, _ in divide(slots_of(model), residual=residual, numbers=numbers)
+            ],
+            out=out,
+            chunk_size=chunk_size,
+        )
+    elif _rendered(model, loss, signal, matrix=matrix, out=out, slab_numbers=numbers) is None:
+        rows = ggn_rows if matrix == "ggn" else hessian_rows
+        rows(model, loss, signal, out=out)
 
 
 @full_precision()
@@ -138,14 +206,26 @@ def hessian_terms(
     )
 
 
-def _rendered(model: nn.Module, loss: Loss, signal: Signal, *, matrix: Matrix) -> Tensor | None:
+def _rendered(
+    model: nn.Module,
+    loss: Loss,
+    signal: Signal,
+    *,
+    matrix: Matrix,
+    out: Tensor | None = None,
+    slab_numbers: int = 0,
+) -> Tensor | None:
     """Return the matrix of a radiance field in closed form, or None without one."""
     if not isinstance(model, RadianceField) or closed_network(model)[0] is None:
+        return None
+    if out is not None and out.device != signal.coords.device:
         return None
     derivatives = prediction_derivatives(model, loss, signal.coords, signal.values)
     if derivatives is None:
         return None
-    return rendered_matrix(model, signal.coords, *derivatives, matrix=matrix)
+    return rendered_matrix(
+        model, signal.coords, *derivatives, matrix=matrix, out=out, slab_numbers=slab_numbers
+    )
 
 
 def require_hessian(
@@ -171,6 +251,33 @@ def require_hessian(
         device=first.device,
         cure="Measure a smaller network (width, depth, octaves).",
     )
+
+
+def slab_numbers(model: nn.Module, num_points: int, chunk_size: int | None = None) -> int:
+    """Return how many numbers a slab of a matrix in a file may have.
+
+    A quarter of what is free, so that pages of the file stay in memory for a while; or one unit.
+
+    Raises:
+        ResourceError: If not even a unit fits.
+    """
+    first = trainable(model)[0]
+    size = sum(value.numel() for value in trainable(model))
+    field, samples = closed_network(model)
+    unit, others = size, BLOCK_RANGE[1] * size
+    if field is not None:
+        unit, others = slab_needs(slots_of(field), num_points * samples, chunk_size)
+        others += 0 if field is model else rendering_numbers(model, num_points)  # type: ignore[arg-type]
+    require_bytes(
+        (unit + others) * first.element_size(),
+        f"A slab of the dense Hessian of {size} parameters",
+        device=first.device,
+        cure="Measure a smaller network (width, depth, octaves).",
+    )
+    there = available_bytes(first.device)
+    if there is None:
+        return size**2
+    return max(unit, there // (FILE_SHARE * first.element_size()) - others)
 
 
 def closed_numbers(model: nn.Module, num_points: int, chunk_size: int | None = None) -> int:

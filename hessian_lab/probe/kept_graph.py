@@ -17,6 +17,8 @@ from hessian_lab.signal import Signal
 # Rows per product, and the bytes of activations that one block of rows may work on.
 BLOCK_RANGE = (1, 16)
 BLOCK_BYTES = 1 << 28
+# Rows and columns that are symmetrized at once in a file: each fault reads 128 KiB of a row.
+FILE_TILE = 4096
 # Points from which the size of a graph is told.
 SAMPLE = 32
 
@@ -119,8 +121,10 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [value for value in model.parameters() if value.requires_grad]
 
 
-def hessian_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
-    """Return the Hessian [n, n] of any twice differentiable module and loss.
+def hessian_rows(
+    model: nn.Module, loss: Loss, signal: Signal, *, out: Tensor | None = None
+) -> Tensor:
+    """Return the Hessian [n, n] of any twice differentiable module and loss, in ``out`` if given.
 
     The gradient is built once with its graph; blocks of its rows are then pulled back through it,
     ``n`` products in all. A parameter that the loss does not use has a row of zeros. The result is
@@ -134,7 +138,7 @@ def hessian_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
         block = _block(model, loss, signal, parameters)
         value = loss(model(signal.coords), signal.values)
         kept = KeptGradient(value, parameters, block=block)
-    return _rows(kept, kept.gradient)
+    return _rows(kept, kept.gradient, out)
 
 
 def _block(model: nn.Module, loss: Loss, signal: Signal, parameters: Sequence[nn.Parameter]) -> int:
@@ -149,7 +153,7 @@ def _block(model: nn.Module, loss: Loss, signal: Signal, parameters: Sequence[nn
     return block_size(saved.total * signal.num_points // few)
 
 
-def ggn_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
+def ggn_rows(model: nn.Module, loss: Loss, signal: Signal, *, out: Tensor | None = None) -> Tensor:
     """Return the Gauss–Newton matrix [n, n] of any module, by ``n`` products; symmetrized."""
     parameters = trainable(model)
     with torch.enable_grad():
@@ -157,20 +161,23 @@ def ggn_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
             model(signal.coords), lambda outputs: loss(outputs, signal.values), parameters
         )
     like = parameters[0].new_zeros(sum(value.numel() for value in parameters))
-    return _rows(kept, like)
+    return _rows(kept, like, out)
 
 
-def _rows(kept: KeptGradient | KeptOutputs, like: Tensor) -> Tensor:
+def _rows(kept: KeptGradient | KeptOutputs, like: Tensor, out: Tensor | None) -> Tensor:
     """Return every row of a matrix [n, n], symmetrized; ``like`` is [n]."""
-    size = len(like)
-    matrix = like.new_zeros(size, size)
+    size, peaks = len(like), []
+    matrix = like.new_empty(size, size) if out is None else out
     for start in range(0, size, BLOCK_RANGE[1]):
         rows = slice(start, min(start + BLOCK_RANGE[1], size))
-        units = torch.zeros_like(matrix[rows])
+        units = like.new_zeros(rows.stop - start, size)
         units[:, rows].fill_diagonal_(1)
-        matrix[rows] = kept.products(units)
-    gap = symmetrize(matrix)
-    if gap > SYMMETRY_ROUNDINGS * torch.finfo(matrix.dtype).eps * float(matrix.abs().max()):
+        found = kept.products(units)
+        peaks.append(found.abs().max())
+        matrix[rows] = found
+    gap = symmetrize(matrix) if out is None else symmetrize(matrix, tile=FILE_TILE)
+    largest = float(torch.stack(peaks).max())
+    if gap > SYMMETRY_ROUNDINGS * torch.finfo(matrix.dtype).eps * largest:
         raise wrong_derivative("entries of the upper and the lower triangle differ")
     return matrix
 

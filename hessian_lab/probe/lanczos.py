@@ -1,7 +1,7 @@
 """The Lanczos recurrence, guarded, in lock-step over many start vectors."""
 
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from hessian_lab.errors import NonFiniteError
-from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.operators import (
     Multiplies,
     SymmetricOperator,
@@ -17,9 +16,12 @@ from hessian_lab.probe.operators import (
     require_finite,
 )
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.scratch import require_room, roomy_empty
 
 # A residual this many roundings below ‖T‖ is noise: the Krylov space is exhausted.
 BREAKDOWN_ROUNDINGS = 10
+# Vectors beside the basis that a step works in.
+STEP_VECTORS = 5
 # What remains of a residual is orthogonal to rounding unless less than this of it remains.
 CANCELLATION = 0.5
 
@@ -81,7 +83,12 @@ class Tridiagonalization:
 
 @full_precision()
 def tridiagonalize(
-    operator: Multiplies, starts: Tensor, *, num_steps: int, keep_basis: bool = False
+    operator: Multiplies,
+    starts: Tensor,
+    *,
+    num_steps: int,
+    keep_basis: bool = False,
+    scratch: Path | None = None,
 ) -> Tridiagonalization:
     """Return at most ``num_steps`` Lanczos steps from each start, fully reorthogonalized.
 
@@ -95,6 +102,8 @@ def tridiagonalize(
         num_steps: The largest Krylov dimension ``k``, at most ``n``. Costs ``m k`` products and
             ``2 m k² n`` operations, and holds ``m k n`` numbers meanwhile.
         keep_basis: Whether to return the Lanczos vectors.
+        scratch: A directory for a file with the basis where it does not fit in memory; see
+            ``Recurrence``.
 
     Raises:
         TypeError: If ``starts`` has another dtype or device than the operator.
@@ -110,7 +119,7 @@ def tridiagonalize(
     if not 1 <= num_steps <= operator.size:
         raise ValueError(f"num_steps must be in [1, {operator.size}], got {num_steps}.")
     rows = _rows(operator, starts)
-    run = Recurrence(operator, num_rows=num_steps, num_starts=len(rows))
+    run = Recurrence(operator, num_rows=num_steps, num_starts=len(rows), scratch=scratch)
     run.start(rows)
     while run.position < num_steps and run.step():
         pass
@@ -125,18 +134,27 @@ def require_basis(
     dtype: torch.dtype,
     device: torch.device,
     cure: str,
-) -> None:
-    """Check that a Lanczos basis [m, k, n], and the vectors of a step, fit in memory.
+    scratch: Path | None = None,
+) -> bool:
+    """Return whether a Lanczos basis [m, k, n] must go to a file in ``scratch``.
 
     Raises:
-        ResourceError: If they do not.
+        ResourceError: If it fits nowhere, or the vectors of a step do not fit in memory.
+        UsageError: If ``scratch`` does not take files, or the device is another than the CPU.
     """
-    require_bytes(
-        math.prod((num_starts, num_vectors + 5, size, dtype.itemsize)),
-        f"The Lanczos basis {[num_starts, num_vectors, size]}",
+    vector = num_starts * size * dtype.itemsize
+    return require_room(
+        num_vectors * vector,
         device=device,
+        extra=STEP_VECTORS * vector,
+        what=_basis_name(num_starts, num_vectors, size),
         cure=cure,
+        scratch=scratch,
     )
+
+
+def _basis_name(*shape: int) -> str:
+    return f"The Lanczos basis {list(shape)}"
 
 
 class Recurrence:
@@ -145,6 +163,11 @@ class Recurrence:
     It takes one step at a time, from whatever rows ``basis`` holds before ``position``: all that
     follow are kept orthogonal to them. Each step costs one product with a block [n, m] and one
     host synchronization, and a second one where a residual cancels: where one ends.
+
+    With ``scratch``, a basis that does not fit in memory lies in a file without a name in that
+    directory, and goes with this object or the process. Then every step reads all vectors so far
+    from the disk: ``k`` steps of ``m`` starts write ``m k n`` numbers and read ``m k² n / 2``,
+    twice over where not even one start's vectors stay in the memory that is free.
 
     Attributes:
         basis: Rows [m, num_rows + 1, n]; the last only receives what is left in the end.
@@ -164,11 +187,19 @@ class Recurrence:
         num_rows: int,
         num_starts: int = 1,
         cure: str = "Take fewer steps, or fewer vectors at a time.",
+        scratch: Path | None = None,
     ) -> None:
         shape = num_starts, num_rows + 1, operator.size
-        require_basis(*shape, dtype=operator.dtype, device=operator.device, cure=cure)
         self.operator = operator
-        self.basis = torch.empty(shape, dtype=operator.dtype, device=operator.device)
+        self.basis = roomy_empty(
+            shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            extra=STEP_VECTORS * num_starts * operator.size * operator.dtype.itemsize,
+            what=_basis_name(*shape),
+            cure=cure,
+            scratch=scratch,
+        )
         self.num_rows = num_rows
         self.alphas = torch.zeros(num_starts, num_rows, dtype=torch.float64, device=operator.device)
         self.betas = torch.zeros_like(self.alphas)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.fields.radiance import DENSITY, SHIFT, RadianceField
 from hessian_lab.fields.volume import absorbed
-from hessian_lab.probe.closed_form import Parts, Pass, assemble, run_pass
-from hessian_lab.probe.kept_graph import symmetrize
+from hessian_lab.probe.closed_bands import assemble_bands
+from hessian_lab.probe.closed_form import Parts, Pass, assemble, run_pass, slots_of
+from hessian_lab.probe.closed_slabs import divide
+from hessian_lab.probe.kept_graph import FILE_TILE, symmetrize
 from hessian_lab.probe.linearized import Matrix
 
 # What says how a field is seen: replaced in one of them, it has no closed form.
@@ -111,7 +113,14 @@ def rendering_numbers(model: RadianceField, num_rays: int) -> int:
 
 
 def rendered_matrix(
-    model: RadianceField, rays: Tensor, slope: Tensor, curvature: Tensor, *, matrix: Matrix
+    model: RadianceField,
+    rays: Tensor,
+    slope: Tensor,
+    curvature: Tensor,
+    *,
+    matrix: Matrix,
+    out: Tensor | None = None,
+    slab_numbers: int = 0,
 ) -> Tensor:
     """Return the Hessian or the GGN [n, n] of a loss over rays, exactly symmetric.
 
@@ -124,28 +133,49 @@ def rendered_matrix(
         slope: ∂L/∂C [r, 3].
         curvature: ∂²L/∂C² [r, 3, 3].
         matrix: ``"hessian"`` or ``"ggn"``.
+        out: Where to write it, [n, n] of zeros; by default a new tensor.
+        slab_numbers: Numbers of ``out`` that are worked on at a time: those of a few rows, all rays
+            again for each.
     """
     with torch.no_grad():
         places, found = at_samples(model, rays, slope)
-        if matrix == "ggn":
-            size = sum(value.numel() for value in model.parameters())
-            total = rays.new_zeros(size, size)
+        total = _own(model, places, found, matrix=matrix, out=out, slab_numbers=slab_numbers)
+        step = len(total) if out is None else max(1, slab_numbers // len(total))
+        for start in range(0, len(total), step):
+            part = slice(start, start + step)
+            for rows, chunk in _chunks(model, places, found.slope):
+                along = _gradients(model, chunk, found.colour[rows])  # [r, 3, n]
+                bent = (curvature[rows] @ along).flatten(0, 1)
+                total[part].addmm_(along[..., part].flatten(0, 1).T, bent)
+                if matrix == "hessian":
+                    _couple(total[part], model, chunk, rows, found, part)
+        if out is None:
+            symmetrize(total)
         else:
-            total = assemble(
-                model.field,
-                places.flatten(0, 1),
-                found.slope.flatten(0, 1),
-                found.own.flatten(0, 1),
-                parts=Parts(),
-            )
-        for rows, chunk in _chunks(model, places, found.slope):
-            along = _gradients(model, chunk, found.colour[rows])  # [r, 3, n]
-            bent = (curvature[rows] @ along).flatten(0, 1)
-            total.addmm_(along.flatten(0, 1).T, bent)
-            if matrix == "hessian":
-                _couple(total, model, chunk, rows, found)
-        symmetrize(total)
+            symmetrize(total, tile=FILE_TILE)
         return total
+
+
+def _own(
+    model: RadianceField,
+    places: Tensor,
+    found: Rendered,
+    *,
+    matrix: Matrix,
+    out: Tensor | None,
+    slab_numbers: int,
+) -> Tensor:
+    """Return what belongs to single samples [n, n]: nothing of the Gauss–Newton matrix."""
+    size = slots_of(model.field)[-1].bias.stop
+    points = places.flatten(0, 1), found.slope.flatten(0, 1), found.own.flatten(0, 1)
+    if matrix == "ggn":
+        return places.new_zeros(size, size) if out is None else out
+    if out is None:
+        return assemble(model.field, *points, parts=Parts())
+    plan = divide(slots_of(model.field), residual=True, numbers=slab_numbers)
+    slabs = [bands for bands, _ in plan]
+    assemble_bands(model.field, *points, matrix=matrix, slabs=slabs, out=out)
+    return out
 
 
 def at_samples(model: RadianceField, rays: Tensor, slope: Tensor) -> tuple[Tensor, Rendered]:
@@ -199,13 +229,18 @@ def _chunks(model: RadianceField, places: Tensor, slope: Tensor) -> Iterator[tup
         yield rows, run_pass(model.field, points, slope[rows].flatten(0, 1), zero)
 
 
-def _couple(total: Tensor, model: RadianceField, chunk: Pass, rows: slice, found: Rendered) -> None:
-    """Add ``-2 Σ_{j<i} aⱼ gᵢᵀ`` of some rays, whose symmetric part is what couples samples."""
+def _couple(
+    total: Tensor, model: RadianceField, chunk: Pass, rows: slice, found: Rendered, part: slice
+) -> None:
+    """Add ``-2 Σ_{j<i} aⱼ gᵢᵀ`` of some rays to a part of the rows of the matrix.
+
+    Its symmetric part is what couples samples.
+    """
     thickness = torch.zeros_like(found.slope[rows])
     thickness[..., 0] = found.thickness[rows]
     near = _gradients(model, chunk, thickness.unsqueeze(2), each=True)  # aⱼ [r, s, n]
     far = _gradients(model, chunk, found.slope[rows].unsqueeze(2), each=True)  # gᵢ
-    total.addmm_(near.flatten(0, 1).T, _behind(far).flatten(0, 1), alpha=-2)
+    total.addmm_(near[..., part].flatten(0, 1).T, _behind(far).flatten(0, 1), alpha=-2)
 
 
 def _behind(values: Tensor) -> Tensor:

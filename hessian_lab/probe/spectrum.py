@@ -7,9 +7,10 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
-from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.memory import available_bytes, require_bytes
 
 LADDER = tuple(10.0**-exponent for exponent in range(3, 14))
 # Two triangles that rounding alone tells apart differ by less than this many eps of the largest.
@@ -172,14 +173,20 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
     exactly, and a ReLU field with half of its rows dead takes an eighth of the time. A matrix in
     single precision is promoted to double, which it logs; the floor stays that of single precision.
 
+    The matrix may lie in a file (``dense_hessian(…, file=PATH)``), but not its eigenvalue problem.
+    Each of the n Householder steps that make it tridiagonal multiplies the whole trailing matrix
+    with a vector that the step before decides: n³ / 3 numbers would come off the disk, at n =
+    50,000 and 1 GB/s in four days, where memory takes hours. Beyond, take products: ``lanczos`` and
+    ``spectral_measure``.
+
     Args:
-        matrix: Symmetric up to rounding; its lower triangle is read. About ``4/3 n³`` operations
-            and up to two copies of the matrix.
+        matrix: Symmetric up to rounding. About ``4/3 n³`` operations and one copy of it in memory;
+            two where it is single, or rows are left out, and they fit.
         rounding: An error that it is known to have, in its 2-norm, if more than its own rounding.
 
     Raises:
         ValueError: If it is not square, not finite or not symmetric.
-        ResourceError: If the copy does not fit, before it is made.
+        ResourceError: If not even one copy fits, before it is made.
     """
     tensor = torch.as_tensor(matrix).detach()
     _check(tensor)
@@ -190,19 +197,56 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
             dtype,
             dtype,
         )
-    require_bytes(
-        2 * 8 * len(tensor) ** 2,
-        f"The eigenvalue problem of size {len(tensor)}",
-        device=tensor.device,
-        cure="Measure a smaller network.",
-    )
-    alive = (tensor != 0).any(dim=1)
+    alive = torch.cat([(rows != 0).any(dim=1) for rows in tensor.split(TILE)])
     zeros = len(tensor) - int(alive.sum())
-    core = tensor[alive][:, alive] if zeros else tensor
-    values = torch.linalg.eigvalsh(core.double()).cpu()
+    values = _eigenvalues(tensor, alive if zeros else None)
     if zeros:
         values = torch.cat([values, values.new_zeros(zeros)]).sort().values
     return Spectrum(values, structural_zeros=zeros, dtype=dtype, rounding=rounding)
+
+
+def spectrum_bytes(size: int, device: torch.device, *, copied: bool = False) -> int:
+    """Return the bytes that an eigenvalue problem takes beside its matrix.
+
+    The copy that LAPACK works on, and one before it of what is not in double precision or leaves
+    rows out; on other devices than the CPU also a workspace of that size.
+    """
+    return 8 * (1 + copied + (device.type != "cpu")) * size**2
+
+
+def _eigenvalues(matrix: Tensor, alive: Tensor | None) -> Tensor:
+    """Return the eigenvalues of a matrix, of some of its rows and columns if given, on the CPU."""
+    device, size = matrix.device, len(matrix) if alive is None else int(alive.sum())
+    copied = alive is not None or matrix.dtype != torch.float64
+    there = available_bytes(device)
+    # LAPACK of SciPy may work on the copy itself; that of torch copies, and is faster.
+    short = there is not None and spectrum_bytes(size, device, copied=True) > there
+    sparing = copied and short and device.type == "cpu"
+    require_bytes(
+        spectrum_bytes(size, device, copied=copied and not sparing),
+        f"The eigenvalue problem of size {size}",
+        device=device,
+        cure="Measure a smaller network, or take products: spectral_measure, --method slq.",
+    )
+    if sparing:
+        return _overwriting(matrix, alive, size)
+    places = None if alive is None else alive.nonzero().squeeze(1)
+    core = matrix if places is None else matrix[places.unsqueeze(1), places]
+    values: Tensor = torch.linalg.eigvalsh(core.double()).cpu()
+    return values
+
+
+def _overwriting(matrix: Tensor, alive: Tensor | None, size: int) -> Tensor:
+    """Return the eigenvalues, with a single copy of the matrix."""
+    core, start = np.empty((size, size), order="F"), 0
+    for first in range(0, len(matrix), TILE):
+        rows = matrix[first : first + TILE]
+        if alive is not None:
+            rows = rows[alive[first : first + TILE]][:, alive]
+        core[:, start : start + len(rows)] = rows.numpy().T
+        start += len(rows)
+    values = eigh(core, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
+    return torch.from_numpy(values)
 
 
 def _check(matrix: Tensor) -> None:
@@ -227,10 +271,12 @@ def _largest(matrix: Tensor) -> float:
 def asymmetry(matrix: Tensor) -> float:
     """Return max|A - Aᵀ|, tile by tile."""
     gap = 0.0
-    for i in range(0, len(matrix), TILE):
-        for j in range(0, i + 1, TILE):
-            lower = matrix[i : i + TILE, j : j + TILE]
-            upper = matrix[j : j + TILE, i : i + TILE]
+    # Wide tiles of large matrices, which may lie in files: a fault reads 128 KiB of a row.
+    tile = max(TILE, len(matrix) // 8)
+    for i in range(0, len(matrix), tile):
+        for j in range(0, i + 1, tile):
+            lower = matrix[i : i + tile, j : j + tile]
+            upper = matrix[j : j + tile, i : i + tile]
             gap = max(gap, float((lower - upper.T).abs().max()))
     return gap
 

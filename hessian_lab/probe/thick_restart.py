@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,13 +56,16 @@ class Search:
         rtol: float,
         seed: int,
         basis_size: int,
+        scratch: Path | None = None,
     ) -> None:
         self.ends = ends
         self.num = num
         self.num_wanted = min(num * len(ends), operator.size)
         self.seed = seed
         self.num_draws = 0
-        self.run = Recurrence(operator, num_rows=basis_size, cure="Take a smaller basis_size.")
+        self.run = Recurrence(
+            operator, num_rows=basis_size, cure="Take a smaller basis_size.", scratch=scratch
+        )
         eps = torch.finfo(operator.dtype).eps
         self.rtol = max(rtol, ROUNDINGS * eps)
         self.norm = 0.0

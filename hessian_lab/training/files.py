@@ -1,21 +1,18 @@
 """Files that are whole or absent, and a directory that one process writes at a time."""
 
-import errno
 import fcntl
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from hessian_lab.errors import InputError, ResourceError, UsageError
-from hessian_lab.probe.memory import readable
+from hessian_lab.probe.scratch import NO_ROOM
 
 LOCK = ".lock"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -92,20 +89,6 @@ def room_for(path: Path) -> Iterator[None]:
             f"{path.name} must fit on the disk: writing in {path.parent} failed. "
             "Free some space; what was saved is intact."
         ) from error
-
-
-def require_disk(path: Path, needed: int, cure: str) -> None:
-    """Check that ``needed`` bytes are free on the disk of a directory.
-
-    Raises:
-        ResourceError: If they are not: with the bytes needed, the bytes there, and the cure.
-    """
-    free = shutil.disk_usage(path).free
-    if needed > free:
-        raise ResourceError(
-            f"The trajectory must fit on the disk: it needs {readable(needed)} ({needed} bytes), "
-            f"and {readable(free)} are free in {path}. {cure}"
-        )
 
 
 def make_directory(path: Path) -> None:

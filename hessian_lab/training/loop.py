@@ -20,8 +20,9 @@ from hessian_lab.errors import DivergenceError, InputError
 from hessian_lab.losses import Loss
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import configured, has_option
+from hessian_lab.probe.scratch import require_disk
 from hessian_lab.signal import Signal
-from hessian_lab.training.files import locked, make_directory, require_disk, write_atomically
+from hessian_lab.training.files import locked, make_directory, write_atomically
 from hessian_lab.training.prepare import Prepared, claim, prepare, settle
 from hessian_lab.training.quality import quality
 from hessian_lab.training.run import (
@@ -113,7 +114,8 @@ def _require_room(prepared: Prepared) -> None:
     require_disk(
         prepared.directory,
         rows * prepared.size * item,
-        "Keep fewer checkpoints with --checkpoint-every.",
+        "The trajectory",
+        cure="Keep fewer checkpoints with --checkpoint-every.",
     )
 
 

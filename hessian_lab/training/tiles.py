@@ -17,13 +17,13 @@ from hessian_lab.errors import InputError, UsageError
 from hessian_lab.fields.stack import FieldStack, stack_fields
 from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
 from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.scratch import require_disk
 from hessian_lab.signals.gif import gif_bytes
 from hessian_lab.signals.tiles import Tiled, load_tiles
 from hessian_lab.training.files import (
     locked,
     make_directory,
     read_json,
-    require_disk,
     write_atomically,
     write_json,
 )
@@ -258,7 +258,10 @@ class _Training:
             cure="Take a smaller --block.",
         )
         require_disk(
-            self.path, item * self.image.num_tiles * self.size, "Take larger tiles (--tile)."
+            self.path,
+            item * self.image.num_tiles * self.size,
+            "The trajectory",
+            cure="Take larger tiles (--tile).",
         )
 
     def run(self) -> None:
