@@ -16,6 +16,7 @@ CURVATURE = {
     f"probe.{name}"
     for name in (
         "checks",
+        "closed_bands",
         "closed_diagonal",
         "closed_form",
         "closed_kernel",

@@ -60,6 +60,11 @@ class Slot:
         """Where the bias stands among the flat parameters."""
         return slice(self.weight.stop, self.weight.stop + self.fan_out)
 
+    @property
+    def units(self) -> slice:
+        """All units of the map."""
+        return slice(0, self.fan_out)
+
     def part(self, rows: slice) -> tuple[slice, slice]:
         """Return where the weights and the biases of some units stand."""
         first = self.start + rows.start * self.fan_in
@@ -367,7 +372,8 @@ class _Blocks:
         inputs = self.stairs[slot.fan_in + 1].unfold(block.device)
         for rows in tile_slices(slot.fan_out, slot.fan_out * inputs.numel()):
             tile = block[outputs[rows].flatten()][:, inputs.flatten()]
-            _write_rows(hessian, slot, slot, rows, tile.view(-1, slot.fan_out, *inputs.shape))
+            tile = tile.view(-1, slot.fan_out, *inputs.shape)
+            write_rows(hessian, slot, slot, rows, slot.units, tile)
 
     def _write_pair(
         self, hessian: Tensor, i: int, j: int, block: Tensor, crossed: Tensor | None
@@ -380,8 +386,8 @@ class _Blocks:
             tile = block[rows]
             if crossed is not None:
                 tile[:, :, :-1] += crossed[:, :, rows].permute(2, 0, 1, 3)
-            _write_rows(hessian, high, low, rows, tile)
-            _write_columns(hessian, high, low, rows, tile)
+            write_rows(hessian, high, low, rows, low.units, tile)
+            write_columns(hessian, high, low, rows, low.units, tile)
 
 
 def tile_slices(count: int, numbers: int) -> Iterator[slice]:
@@ -391,25 +397,26 @@ def tile_slices(count: int, numbers: int) -> Iterator[slice]:
         yield slice(start, min(start + step, count))
 
 
-def _write_rows(hessian: Tensor, high: Slot, low: Slot, rows: slice, tile: Tensor) -> None:
-    """Write the rows of some units of a map; ``tile`` is [units, o_j, k_i + 1, k_j + 1]."""
+def write_rows(
+    matrix: Tensor, high: Slot, low: Slot, rows: slice, columns: slice, tile: Tensor
+) -> None:
+    """Write the rows of some units of a map, in the columns of some of another or of its own.
+
+    ``tile`` is [units, others, k_i + 1, k_j + 1]; in each row runs of ``others · k_j`` numbers.
+    """
     weight, bias = high.part(rows)
-    units, shape = len(tile), (low.fan_out, low.fan_in)
-    corner = hessian[weight, low.weight].unflatten(0, (units, high.fan_in)).unflatten(2, shape)
+    others, edges = low.part(columns)
+    units, shape = len(tile), (tile.shape[1], low.fan_in)
+    corner = matrix[weight, others].unflatten(0, (units, high.fan_in)).unflatten(2, shape)
     corner.copy_(tile[:, :, :-1, :-1].transpose(1, 2))
-    edge = hessian[weight, low.bias].unflatten(0, (units, high.fan_in))
+    edge = matrix[weight, edges].unflatten(0, (units, high.fan_in))
     edge.copy_(tile[:, :, :-1, -1].transpose(1, 2))
-    hessian[bias, low.weight].unflatten(1, shape).copy_(tile[:, :, -1, :-1])
-    hessian[bias, low.bias].copy_(tile[:, :, -1, -1])
+    matrix[bias, others].unflatten(1, shape).copy_(tile[:, :, -1, :-1])
+    matrix[bias, edges].copy_(tile[:, :, -1, -1])
 
 
-def _write_columns(hessian: Tensor, high: Slot, low: Slot, rows: slice, tile: Tensor) -> None:
-    """Write the mirror image of ``_write_rows``."""
-    weight, bias = high.part(rows)
-    units, shape = len(tile), (low.fan_out, low.fan_in)
-    corner = hessian[low.weight, weight].unflatten(1, (units, high.fan_in)).unflatten(0, shape)
-    corner.copy_(tile[:, :, :-1, :-1].permute(1, 3, 0, 2))
-    edge = hessian[low.bias, weight].unflatten(1, (units, high.fan_in))
-    edge.copy_(tile[:, :, :-1, -1].transpose(0, 1))
-    hessian[low.weight, bias].unflatten(0, shape).copy_(tile[:, :, -1, :-1].permute(1, 2, 0))
-    hessian[low.bias, bias].copy_(tile[:, :, -1, -1].T)
+def write_columns(
+    matrix: Tensor, high: Slot, low: Slot, rows: slice, columns: slice, tile: Tensor
+) -> None:
+    """Write the mirror image of ``write_rows``."""
+    write_rows(matrix, low, high, columns, rows, tile.permute(1, 0, 3, 2))

@@ -1,20 +1,14 @@
 """The exact row norms of a coordinate network's Hessian, without the matrix."""
 
-import torch
 from torch import Tensor
 
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
+from hessian_lab.probe.closed_bands import largest_unit, panel_numbers, sum_slab
 from hessian_lab.probe.closed_diagonal import closed_derivatives, flat, zeros
-from hessian_lab.probe.closed_form import (
-    Scratch,
-    default_chunk_size,
-    run_pass,
-    slots_of,
-    widest_map,
-)
+from hessian_lab.probe.closed_form import Scratch, slots_of
 from hessian_lab.probe.closed_kernel import kernel_squares
-from hessian_lab.probe.closed_slabs import NUM_PANELS, Slab, divide, unit_numbers
+from hessian_lab.probe.closed_slabs import divide, unit_numbers
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, require_bytes
 from hessian_lab.probe.precision import full_precision
@@ -107,12 +101,13 @@ def _slab_squares(
     chunk_size: int | None,
 ) -> list[Tensor]:
     """Return the squared row norms, a float64 table [o, k + 1] for every map."""
-    slots, num_points = slots_of(model), len(coords)
-    size = min(chunk_size or default_chunk_size(slots, num_points), num_points)
-    panels = NUM_PANELS * size * widest_map(slots) ** 2
-    units = [unit_numbers(slots, i, residual=residual) for i in range(len(slots))]
-    least = [min(LEAST_UNITS, slot.fan_out) * unit for slot, unit in zip(slots, units, strict=True)]
-    unit, numbers = max(units), max(SLAB_NUMBERS, *least)
+    slots = slots_of(model)
+    panels = panel_numbers(slots, len(coords), chunk_size)
+    least = [
+        min(LEAST_UNITS, slot.fan_out) * unit_numbers(slots, i, residual=residual)
+        for i, slot in enumerate(slots)
+    ]
+    unit, numbers = largest_unit(slots, residual=residual), max(SLAB_NUMBERS, *least)
     there = available_bytes(slope.device)
     if there is not None:
         numbers = max(unit, min(numbers, there // (2 * slope.element_size()) - panels))
@@ -124,13 +119,17 @@ def _slab_squares(
         device=slope.device,
         cure="Pass a smaller chunk_size, or estimate the norms: row_norms(operator).",
     )
-    with torch.no_grad():
-        totals, space = zeros(model, like=slope), Scratch(slope)
-        weights = [layer.weight for layer in model.maps]
-        for bands, _ in plan:
-            slab = Slab(slots, bands, residual=residual, space=space)
-            for start in range(0, num_points, size):
-                rows = slice(start, start + size)
-                slab.add(run_pass(model, coords[rows], slope[rows], curvature[rows]), weights)
-            slab.fold(totals)
-        return totals
+    totals, space = zeros(model, like=slope), Scratch(slope)
+    for bands, _ in plan:
+        slab = sum_slab(
+            model,
+            coords,
+            slope,
+            curvature,
+            bands=bands,
+            residual=residual,
+            space=space,
+            chunk_size=chunk_size,
+        )
+        slab.fold(totals)
+    return totals

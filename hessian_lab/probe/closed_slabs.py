@@ -1,8 +1,8 @@
-"""A slab of a coordinate network's Hessian: sums over points, and over the squares of those.
+"""A slab of a coordinate network's Hessian: sums over points, to be written or squared.
 
 A slab holds bands of some units of a map against every map up to it: the blocks of ``closed_form``
-on and below the diagonal, row by row. Its entries are squared and added up along its rows and, for
-the mirror image above the diagonal, along its columns.
+on and below the diagonal, row by row. Its entries are written to a matrix together with their
+mirror image above the diagonal, or squared and added up along the rows and columns of both.
 """
 
 import math
@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from hessian_lab.probe.closed_diagonal import pull_back
-from hessian_lab.probe.closed_form import Pass, Scratch, Slot, Stairs, tile_slices, times_matrix
+from hessian_lab.probe.closed_form import (
+    Pass,
+    Scratch,
+    Slot,
+    Stairs,
+    tile_slices,
+    times_matrix,
+    write_columns,
+    write_rows,
+)
 
 # Panels of points × width² numbers that one pass works in.
 NUM_PANELS = 6
@@ -87,6 +96,10 @@ def divide(slots: list[Slot], *, residual: bool, numbers: int) -> list[tuple[lis
 class Slab:
     """The sums over points of some bands, last map first.
 
+    Attributes:
+        sums: All of them in one flat tensor, in an order that follows from ``slots`` and ``bands``:
+            another process's, of the same bands, may be added or copied into it.
+
     Args:
         slots: The maps.
         bands: What to sum.
@@ -103,7 +116,8 @@ class Slab:
         self.bands: list[tuple[Band, Sums]] = []
         shapes = [band.shapes(slots, residual=residual) for band in bands]
         sizes = [math.prod(shape) for named in shapes for shape in named.values()]
-        parts = iter(space("slab", sum(sizes)).zero_().split(sizes))
+        self.sums = space("slab", sum(sizes)).zero_()
+        parts = iter(self.sums.split(sizes))
         for band, named in zip(bands, shapes, strict=True):
             self.bands.append(
                 (band, {name: next(parts).view(shape) for name, shape in named.items()})
@@ -205,6 +219,46 @@ class Slab:
         torch.mul(left.unsqueeze(2), right.unsqueeze(1), out=panel)
         return panel.flatten(1)
 
+    def write(self, matrix: Tensor) -> None:
+        """Write every entry, and its mirror image, to the whole matrix [n, n], anywhere.
+
+        The sums are overwritten. Rows of the matrix are gone through once for a band and a lower
+        map, and written in runs as wide as the band: a matrix in a file is paged in and out little.
+        """
+        for band, sums in self.bands:
+            self._write_diagonal(band, sums["curved", band.index], matrix)
+            for j in range(band.index):
+                self._write_pair(band, j, sums, matrix)
+
+    def _write_diagonal(self, band: Band, block: Tensor, matrix: Tensor) -> None:
+        slot, place = self.slots[band.index], 0
+        inputs = Stairs(slot.fan_in + 1).unfold(block.device)
+        for rows, step in band.steps(slot):
+            height = rows.stop - rows.start
+            part = block[place : place + height * step.stop].unflatten(0, (height, step.stop))
+            place += height * step.stop
+            for tile in tile_slices(height, step.stop * inputs.numel()):
+                units = slice(rows.start + tile.start, rows.start + tile.stop)
+                full = part[tile, : units.stop].flatten(0, 1)[:, inputs.flatten()]
+                full = full.view(-1, units.stop, *inputs.shape)
+                before, own = slice(0, units.start), full[:, units.start :]
+                write_rows(matrix, slot, slot, units, before, full[:, before])
+                write_columns(matrix, slot, slot, units, before, full[:, before])
+                # Of two entries that mirror each other the lower one counts.
+                places = torch.arange(len(own), device=own.device)
+                row, column = places.unsqueeze(1), places
+                own = own[torch.maximum(row, column), torch.minimum(row, column)]
+                write_rows(matrix, slot, slot, units, units, own)
+
+    def _write_pair(self, band: Band, j: int, sums: Sums, matrix: Tensor) -> None:
+        high, low = self.slots[band.index], self.slots[j]
+        block = self._pair(band, j, sums)
+        for tile in tile_slices(band.units, block[0].numel()):
+            units = slice(band.rows.start + tile.start, band.rows.start + tile.stop)
+            write_rows(matrix, high, low, units, low.units, block[tile])
+        for others in tile_slices(low.fan_out, block[:, 0].numel()):
+            write_columns(matrix, high, low, band.rows, others, block[:, others])
+
     def fold(self, totals: list[Tensor]) -> None:
         """Add every entry's square to its row's total and to its mirror image's.
 
@@ -229,18 +283,22 @@ class Slab:
                 place = stop
 
     def _fold_pair(self, band: Band, j: int, sums: Sums, totals: list[Tensor]) -> None:
-        high, low = self.slots[band.index], self.slots[j]
-        block = sums["curved", j].view(-1, low.fan_out, high.fan_in + 1, low.fan_in + 1)
-        crossed = sums.get(("crossed", j))
-        if crossed is not None:
-            crossed = crossed.view(high.fan_in, low.fan_out, -1, low.fan_in + 1)
+        block = self._pair(band, j, sums)
         for tile in tile_slices(band.units, block[0].numel()):
-            part = block[tile]
-            if crossed is not None:
-                part[:, :, :-1] += crossed[:, :, tile].permute(2, 1, 0, 3)
-            squares = part.to(totals[j].dtype).square_()
+            squares = block[tile].to(totals[j].dtype).square_()
             totals[band.index][band.rows][tile] += squares.sum(dim=(1, 3))
             totals[j] += squares.sum(dim=(0, 2))
+
+    def _pair(self, band: Band, j: int, sums: Sums) -> Tensor:
+        """Return the block of a lower map [units, o_j, k_i + 1, k_j + 1], both sums in one."""
+        high, low = self.slots[band.index], self.slots[j]
+        block = sums["curved", j].view(-1, low.fan_out, high.fan_in + 1, low.fan_in + 1)
+        crossed = sums.pop(("crossed", j), None)
+        if crossed is not None:
+            crossed = crossed.view(high.fan_in, low.fan_out, -1, low.fan_in + 1)
+            for tile in tile_slices(band.units, block[0].numel()):
+                block[tile][:, :, :-1] += crossed[:, :, tile].permute(2, 1, 0, 3)
+        return block
 
 
 def _owners(size: int, *, like: Tensor) -> Tensor:
