@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from hessian_lab.errors import RankError, UsageError
 from hessian_lab.probe.watch import Watch
@@ -172,8 +174,8 @@ def join(*, device: str = "cpu") -> Ranks:
         )
     backend = _backend(device)
     try:
-        store, rank, count = next(dist.rendezvous("env://", timeout=JOINING))
-        own = dist.PrefixStore("hessian-lab", store)
+        store, rank, count = next(rendezvous("env://", timeout=JOINING))
+        own = PrefixStore("hessian-lab", store)
         # The store's own patience is for coming together alone.
         dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=WORKING)
         watch = Watch(store.clone(), rank, count)
