@@ -151,7 +151,7 @@ def test_slabs_are_dealt_to_all_and_the_first_that_writes_has_fewest():
     for count in range(2, 9):
         slabs = [[number] for number in range(4 * count)]
         shares = dealt(slabs, count)
-        assert sorted(sum(shares, [])) == slabs
+        assert sorted(slab for share in shares for slab in share) == slabs
         assert len(shares) == count
         assert len(shares[0]) <= min(map(len, shares[1:]))
         assert max(map(len, shares[1:])) - min(map(len, shares[1:])) <= 1
@@ -207,7 +207,7 @@ def _different_blocks():
     except ValueError as error:
         ranks.watch.fail(str(error))
         return str(error)
-    ranks.total(torch.zeros(1))
+    return ranks.total(torch.zeros(1))
 
 
 def test_ranks_that_ask_for_different_products_are_told_so():
@@ -301,7 +301,7 @@ def test_a_launcher_that_tells_only_half_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT missing .*torchrun"):
+    with pytest.raises(UsageError, match=r"RANK, MASTER_ADDR, MASTER_PORT missing .*torchrun"):
         join()
 
 
