@@ -190,8 +190,7 @@ def leave(ranks: Ranks) -> None:
     """Wait until every rank is done, and take leave of them."""
     if ranks.watch is None:
         return
-    with ranks._translated():
-        dist.barrier()
+    ranks.total(torch.zeros(1))
     ranks.watch.stop()
     dist.destroy_process_group()
 
@@ -202,14 +201,15 @@ def _backend(device: str) -> str:
             "several ranks need torch.distributed with gloo, which this torch was built without. "
             "Install another build, or run one process."
         )
-    if not device.startswith("cuda"):
-        return "gloo"
-    if not dist.is_nccl_available():
+    if dist.is_nccl_available() and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return "cpu:gloo,cuda:nccl"
+    if device.startswith("cuda"):
         raise UsageError(
-            "several ranks on GPUs need NCCL, which this torch was built without. Install a CUDA "
-            "build of torch for Linux, or use --device cpu."
+            "several ranks on GPUs need NCCL and a CUDA device, which this torch does not have. "
+            "Install a CUDA build of torch for Linux, or use --device cpu."
         )
-    return "cpu:gloo,cuda:nccl"
+    return "gloo"
 
 
 def _difference(texts: list[dict[str, str]]) -> str | None:

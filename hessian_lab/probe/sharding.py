@@ -18,6 +18,7 @@ from hessian_lab.probe.hessian import (
 )
 from hessian_lab.probe.kept_graph import symmetrize
 from hessian_lab.probe.linearized import MATRICES, Matrix
+from hessian_lab.probe.memory import undivided
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.ranks import Ranks
 from hessian_lab.signal import Signal
@@ -58,7 +59,8 @@ def shared_hessian(
         return _summed(model, loss, signal, matrix, ranks)
     assert isinstance(model, CoordinateMLP)
     if ranks.first:
-        require_hessian(model, size, signal.num_points)
+        with undivided():
+            require_hessian(model, size, signal.num_points)
     work = _Slabs(model, signal.coords, derivatives, matrix, ranks)
     if ranks.first:
         return work.written(size)
