@@ -19,3 +19,7 @@ class DivergenceError(ArithmeticError):
 
 class NonFiniteError(ArithmeticError):
     """A Hessian–vector product is NaN or infinite (exit status 1)."""
+
+
+class RankError(RuntimeError):
+    """Another process of the same job has failed or is gone (exit status 1)."""

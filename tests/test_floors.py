@@ -32,6 +32,7 @@ CURVATURE = {
         "linearized",
         "parameters",
         "rendered",
+        "sharding",
         "stacked_hessian",
         "storage",
     )

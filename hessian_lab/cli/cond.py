@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from hessian_lab.cli.flags import asked_setup
 from hessian_lab.cli.parser import Parser, number, one_of
+from hessian_lab.cli.ranks import present
 from hessian_lab.cli.source import add_source, check_every, source_run
 from hessian_lab.errors import UsageError
 from hessian_lab.training.setup import Setup
@@ -107,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         if args.precision == "extended":
             require_extended(model, Setup(**asked_setup(args)).act)
 
+    ranks = present(args)
     source = source_run(args, require)
     require_dense(source.model(source.steps[0]), source.signal().num_points)
     progress = Progress("cond", len(selected(source.steps, args.every)), quiet=args.quiet)
@@ -123,9 +125,11 @@ def run(args: argparse.Namespace) -> int:
         preconditioned=args.preconditioned,
     )
     try:
-        result = measure_conditions(source, settings, every=args.every, watch=watch)
+        result = measure_conditions(source, settings, every=args.every, watch=watch, ranks=ranks)
     finally:
         progress.close()
+    if not ranks.first:
+        return 0
     pictures = _draw(result)
     return tell(args, result, lambda: conditions_table(result, pictures=pictures))
 

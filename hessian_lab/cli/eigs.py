@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hessian_lab.cli.parser import Parser, number, one_of
+from hessian_lab.cli.ranks import add_split, present
 from hessian_lab.cli.source import add_source, check_every, source_model, source_run
 from hessian_lab.errors import UsageError
 
@@ -24,6 +25,7 @@ Trains first, unless --run names a trajectory or the same training is in --out a
   hessian-lab eigs --act relu_pe
   hessian-lab eigs --run runs/relu_pe-1a2b3c4d --every 10 --json
   hessian-lab eigs --act sine --width 256 --steps 200 --every 50 --dry-run
+  torchrun --nproc-per-node 4 -m hessian_lab eigs --act sine --width 64
 
 Methods: dense is exact, all eigenvalues in float64. lanczos gives the extreme ones with their
 residuals, slq those and the density with its confidence band, both from products in the precision
@@ -78,6 +80,7 @@ def add_flags(parser: Parser) -> None:
         action="store_true",
         help="print parameters, bytes and predicted time, and do nothing",
     )
+    add_split(group, "checkpoints", "points", "probes", "columns")
     add_source(parser)
 
 
@@ -86,8 +89,9 @@ def run(args: argparse.Namespace) -> int:
     check_every(args)
     _check_numbers(args)
     if args.dry_run:
-        return _tell_plan(args)
+        return _tell_plan(args) if present(args).first else 0
     from hessian_lab.measures.planning import chosen_method, require_dense, require_search
+    from hessian_lab.probe.memory import undivided
 
     def require(model: "nn.Module", num_points: int) -> None:
         method = chosen_method(args.method, model, num_points)[0]
@@ -98,10 +102,12 @@ def run(args: argparse.Namespace) -> int:
         else:
             require_search(model, _number(args, "num"))
 
-    source = source_run(args, require)
-    model = source.model(source.steps[0])
-    method, reason = chosen_method(args.method, model, source.signal().num_points)
-    require(model, source.signal().num_points)
+    # The first of several ranks can have all memory; who has how much is seen when it is divided.
+    with undivided():
+        source = source_run(args, require)
+        model, num_points = source.model(source.steps[0]), source.signal().num_points
+        method, reason = present(args).told(chosen_method(args.method, model, num_points))
+        require(model, num_points)
     _warn_of_unused(args, method)
     logger.info("method %s: %s", method, reason)
     return (
@@ -132,6 +138,34 @@ def _warn_of_unused(args: argparse.Namespace, method: str) -> None:
 
 def _number(args: argparse.Namespace, name: str) -> int:
     return int(getattr(args, name, DEFAULTS[name]))
+
+
+def _split(args: argparse.Namespace, source: "Run", method: str) -> str:
+    """Return what the ranks divide."""
+    from hessian_lab.measures.checkpoints import selected
+    from hessian_lab.measures.planning import require_dense
+    from hessian_lab.measures.split import chosen_split
+
+    ranks = present(args)
+    ways = {"dense": ("columns",), "lanczos": ("points",), "slq": ("probes", "points")}
+    more = () if args.preconditioned else ways[method]
+    model, num_points = source.model(source.steps[0]), source.signal().num_points
+
+    def require() -> None:
+        if method == "dense":
+            require_dense(model, num_points)
+
+    split, reason = chosen_split(
+        args.split,
+        ranks=ranks,
+        possible=("checkpoints", *more),
+        num_checkpoints=len(selected(source.steps, args.every)),
+        num_probes=_number(args, "probes"),
+        require=require,
+    )
+    if not ranks.alone:
+        logger.info("%d ranks divide the %s: %s", ranks.count, split, reason)
+    return split
 
 
 def _tell_plan(args: argparse.Namespace) -> int:
@@ -176,6 +210,7 @@ def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.eigenvalues import Measured, measure_eigenvalues
 
+    ranks, split = present(args), _split(args, source, "dense")
     progress = Progress("eigenvalues", len(selected(source.steps, args.every)), quiet=args.quiet)
 
     def watch(one: Measured) -> None:
@@ -189,9 +224,13 @@ def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
             layers=args.layers,
             preconditioned=args.preconditioned,
             watch=watch,
+            ranks=ranks,
+            split=split,
         )
     finally:
         progress.close()
+    if not ranks.first:
+        return 0
     pictures = _draw_dense(result)
     return tell(args, result, lambda: eigs_table(result, pictures=pictures), reason=reason)
 
@@ -203,6 +242,7 @@ def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: st
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.estimates import Estimated, Settings, measure_estimates
 
+    ranks, split = present(args), _split(args, source, method)
     progress = Progress(method, len(selected(source.steps, args.every)), quiet=args.quiet)
 
     def watch(one: Estimated) -> None:
@@ -219,9 +259,13 @@ def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: st
         preconditioned=args.preconditioned,
     )
     try:
-        result = measure_estimates(source, settings, every=args.every, watch=watch)
+        result = measure_estimates(
+            source, settings, every=args.every, watch=watch, ranks=ranks, split=split
+        )
     finally:
         progress.close()
+    if not ranks.first:
+        return 0
     pictures = _draw_density(result)
     return tell(args, result, lambda: estimates_table(result, pictures=pictures), reason=reason)
 

@@ -15,7 +15,8 @@ from types import ModuleType
 import hessian_lab
 from hessian_lab.cli import COMMANDS
 from hessian_lab.cli.parser import Parser
-from hessian_lab.errors import InputError, UsageError
+from hessian_lab.cli.ranks import joined, rank_told
+from hessian_lab.errors import InputError, RankError, UsageError
 
 DONE, FAILED, USAGE, UNCHECKED, INPUT, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:
-        print("hessian-lab: interrupted. The same command continues.", file=sys.stderr)
+        print(f"{_name()}: interrupted. The same command continues.", file=sys.stderr)
         return INTERRUPTED
     return status
 
@@ -57,7 +58,8 @@ def _main(arguments: list[str]) -> int:
     args = parse(*build(), arguments)
     with _logs(args):
         try:
-            return int(_module(args.command).run(args))
+            with joined(args):
+                return int(_module(args.command).run(args))
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -132,12 +134,12 @@ def _module(name: str) -> ModuleType:
 def _logs(args: argparse.Namespace) -> Iterator[None]:
     """Send logs to stderr, one plain line each, and leave the logger as it was."""
     level = logging.INFO
-    if getattr(args, "quiet", False):
+    if getattr(args, "quiet", False) or rank_told():
         level = logging.ERROR
     elif getattr(args, "verbose", False):
         level = logging.DEBUG
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("hessian-lab: %(message)s"))
+    handler.setFormatter(logging.Formatter(f"{_name()}: %(message)s"))
     former = logger.handlers[:], logger.level, logger.propagate
     logger.handlers[:], logger.propagate = [handler], False
     logger.setLevel(level)
@@ -159,14 +161,20 @@ def _report(error: Exception, *, verbose: bool) -> int:
     if verbose:
         logger.exception("failed")
     text = str(error).rstrip(".") or type(error).__name__
-    known = isinstance(error, UsageError | InputError | MemoryError | ArithmeticError | OSError)
-    if not known and not isinstance(error, ValueError | TypeError):
+    known = UsageError, InputError, RankError, MemoryError, ArithmeticError, OSError
+    if not isinstance(error, (*known, ValueError, TypeError)):
         text = f"{type(error).__name__}: {text}. Run it with --verbose for the traceback."
     ending = "" if text.endswith(("?", "…")) else "."
-    print(f"hessian-lab: error: {text.rstrip('.')}{ending}", file=sys.stderr)
+    print(f"{_name()}: error: {text.rstrip('.')}{ending}", file=sys.stderr)
     if isinstance(error, UsageError):
         return USAGE
     return INPUT if isinstance(error, InputError) else FAILED
+
+
+def _name() -> str:
+    """Return who speaks: one of several ranks says which."""
+    rank = rank_told()
+    return "hessian-lab" if rank is None else f"hessian-lab: rank {rank}"
 
 
 class _Version(argparse.Action):

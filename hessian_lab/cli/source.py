@@ -3,11 +3,13 @@
 import argparse
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hessian_lab.cli.flags import FLAGS, add_output, add_setup, asked_setup, given_setup
 from hessian_lab.cli.parser import Parser, number, one_of
-from hessian_lab.errors import UsageError
+from hessian_lab.cli.ranks import present
+from hessian_lab.errors import InputError, UsageError
 from hessian_lab.training.setup import Setup
 
 if TYPE_CHECKING:
@@ -73,11 +75,28 @@ def source_run(
     from hessian_lab.cli.progress import trained
     from hessian_lab.training.prepare import prepare
 
+    ranks = present(args)
+    if not ranks.first:
+        return _trained_by_first(args, ranks.told(""))
     given = asked_setup(args)
     if require is not None:
         ready = prepare(Setup(**given), out=args.out)
         require(ready.model, ready.signal.num_points)
-    return trained(args, given)
+    run = trained(args, given)
+    ranks.told(str(run.path.absolute()))
+    return run
+
+
+def _trained_by_first(args: argparse.Namespace, path: str) -> "Run":
+    """Return the run that the first rank has trained meanwhile."""
+    from hessian_lab.training.run import load_run
+
+    if not Path(path).is_dir():
+        raise InputError(
+            f"every rank must see the run, {path} is not here. Put --out on a file system that "
+            "all machines share."
+        )
+    return load_run(path, device=getattr(args, "device", None))
 
 
 def source_model(args: argparse.Namespace) -> tuple["nn.Module", "Signal", list[int], bool]:

@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING
 
 from hessian_lab.cli.parser import Parser, number
+from hessian_lab.cli.ranks import present
 from hessian_lab.cli.source import add_source, check_every, source_run
 from hessian_lab.errors import UsageError
 
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
             size = sum(value.numel() for value in model.parameters() if value.requires_grad)
             require_hessian(model, size, min(num_points, batch_size or num_points))
 
+    ranks = present(args)
     source = source_run(args, require)
     settings = Settings(
         num_probes=args.probes,
@@ -109,9 +111,11 @@ def run(args: argparse.Namespace) -> int:
         progress.advance(loss=one.loss, psnr=one.psnr, zero=one.whole.zero.mean)
 
     try:
-        result = measure_sparsity(source, settings, every=args.every, watch=watch)
+        result = measure_sparsity(source, settings, every=args.every, watch=watch, ranks=ranks)
     finally:
         progress.close()
+    if not ranks.first:
+        return 0
     pictures = _draw(result)
     return tell(
         args,

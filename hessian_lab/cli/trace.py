@@ -4,6 +4,7 @@ import argparse
 import logging
 
 from hessian_lab.cli.parser import Parser, number, one_of
+from hessian_lab.cli.ranks import add_split, present
 from hessian_lab.cli.source import add_source, check_every, source_run
 from hessian_lab.errors import UsageError
 
@@ -49,6 +50,7 @@ def add_flags(parser: Parser) -> None:
         metavar="N",
         help="seed of the random vectors (default 0)",
     )
+    add_split(group, "checkpoints", "points")
     add_source(parser)
 
 
@@ -70,10 +72,18 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.cli.output import tell
     from hessian_lab.cli.progress import Progress
     from hessian_lab.measures.checkpoints import selected
+    from hessian_lab.measures.split import chosen_split
     from hessian_lab.measures.traces import Settings, TraceAt, measure_traces
 
+    ranks = present(args)
     source = source_run(args)
-    progress = Progress("trace", len(selected(source.steps, args.every)), quiet=args.quiet)
+    count = len(selected(source.steps, args.every))
+    split, reason = chosen_split(
+        args.split, ranks=ranks, possible=("checkpoints", "points"), num_checkpoints=count
+    )
+    if not ranks.alone:
+        logger.info("%d ranks divide the %s: %s", ranks.count, split, reason)
+    progress = Progress("trace", count, quiet=args.quiet)
 
     def watch(one: TraceAt) -> None:
         progress.advance(loss=one.loss, psnr=one.psnr, trace=one.trace.mean)
@@ -86,7 +96,11 @@ def run(args: argparse.Namespace) -> int:
         seed=seed,
     )
     try:
-        result = measure_traces(source, settings, every=args.every, watch=watch)
+        result = measure_traces(
+            source, settings, every=args.every, watch=watch, ranks=ranks, split=split
+        )
     finally:
         progress.close()
+    if not ranks.first:
+        return 0
     return tell(args, result, lambda: trace_table(result))

@@ -1,7 +1,8 @@
 """Going through the checkpoints of a run, and continuing where a killed measurement stopped."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ from hessian_lab.errors import UsageError
 from hessian_lab.measures.record import Throttle
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.preconditioner import Preconditioner
+from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked
 from hessian_lab.training.retrace import retrace
@@ -50,20 +52,43 @@ class Store(Protocol[Result]):
 
 
 class _Kept(Generic[Result]):
-    """The results so far by step, written now and then."""
+    """The results so far by step, on the first rank, which writes them now and then."""
 
-    def __init__(self, store: Store[Result]) -> None:
+    def __init__(self, store: Store[Result], ranks: Ranks) -> None:
         self.store = store
-        self.known = {one.step: one for one in store.known()}
+        self.ranks = ranks
+        self.known = {one.step: one for one in store.known()} if ranks.first else {}
         self.throttle = Throttle()
 
-    def add(self, result: Result) -> None:
-        self.known[result.step] = result
-        if self.throttle.due:
-            self.throttle.run(self.save)
+    def missing(self, chosen: Sequence[int]) -> list[int]:
+        """Return which of some steps are not known; the same on every rank."""
+        return self.ranks.told([step for step in chosen if step not in self.known])
+
+    def add(self, results: Sequence[Result | None], watch: Callable[[Result], None] | None) -> None:
+        """Take what all ranks have measured."""
+        for result in results:
+            if result is None:
+                continue
+            self.known[result.step] = result
+            if self.throttle.due:
+                self.throttle.run(self.save)
+            if watch is not None:
+                watch(result)
 
     def save(self) -> None:
-        self.store.save([self.known[step] for step in sorted(self.known)])
+        """Write all results, on the first rank."""
+        if self.ranks.first:
+            self.store.save([self.known[step] for step in sorted(self.known)])
+
+    def watch(self, chosen: Sequence[int], watch: Callable[[Result], None] | None) -> None:
+        """Show what was known before."""
+        for step in chosen if watch is not None else ():
+            if step in self.known:
+                watch(self.known[step])  # type: ignore[misc]
+
+    def those_of(self, chosen: Sequence[int]) -> list[Result]:
+        """Return the results at some steps, as far as there are any."""
+        return [self.known[step] for step in chosen if step in self.known]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,30 +125,43 @@ def checkpoint(run: Run, signal: Signal, step: int) -> Checkpoint:
 
 def along(
     run: Run,
-    measure: Callable[[Checkpoint], Result],
+    measure: Callable[[Checkpoint], Result | None],
     *,
     every: int,
     store: Store[Result],
     watch: Callable[[Result], None] | None = None,
+    ranks: Ranks = ALONE,
+    dealt: bool = True,
 ) -> list[Result]:
     """Measure every ``every``-th checkpoint and the last, and keep the results on disk meanwhile.
 
     What the store knows is not measured again, and stays in it.
+
+    Args:
+        run: The trajectory.
+        measure: Measures one checkpoint.
+        every: Checkpoints from one measured to the next.
+        store: Where results are kept.
+        watch: Shown every result.
+        ranks: The processes that call this together; the first returns the results and writes.
+        dealt: Whether each rank measures other checkpoints; else all measure each of them together,
+            and ``measure`` returns None on all but the first.
 
     Raises:
         UsageError: If another process is writing the run.
     """
     chosen = selected(run.steps, every)
     signal = run.signal()
-    with locked(run.path):
-        kept = _Kept(store)
-        for step in chosen:
-            if step not in kept.known:
-                kept.add(measure(checkpoint(run, signal, step)))
-            if watch is not None:
-                watch(kept.known[step])
+    with _written_by_first(run, ranks):
+        kept = _Kept(store, ranks)
+        missing = kept.missing(chosen)
+        kept.watch(chosen, watch)
+        for turn in _turns(missing, ranks.count if dealt else 1):
+            place = ranks.rank if dealt else 0
+            result = measure(checkpoint(run, signal, turn[place])) if place < len(turn) else None
+            kept.add(ranks.collected(result) if dealt else [result], watch)
         kept.save()
-    return [kept.known[step] for step in chosen]
+    return kept.those_of(chosen)
 
 
 def along_training(
@@ -133,10 +171,12 @@ def along_training(
     every: int,
     store: Store[Result],
     watch: Callable[[Result], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Result]:
     """Measure with the optimizer's preconditioner, training the run once more; else as ``along``.
 
-    Checkpoints at which there is none yet, as before the first step, are left out.
+    Checkpoints at which there is none yet, as before the first step, are left out. Every rank
+    trains, and measures other checkpoints.
 
     Raises:
         UsageError: If another process is writing the run, or its optimizer has no preconditioner.
@@ -144,29 +184,45 @@ def along_training(
     """
     chosen = selected(run.steps, every)
     signal, reason = run.signal(), ""
-    with locked(run.path):
-        kept = _Kept(store)
-        known = kept.known
+    with _written_by_first(run, ranks):
+        kept = _Kept(store, ranks)
+        missing = kept.missing(chosen)
+        ends = {turn[-1] for turn in _turns(missing, ranks.count)}
+        own: list[Result] = []
 
         def visit(step: int, model: nn.Module, optimizer: Contract) -> None:
             nonlocal reason
-            try:
-                preconditioner = optimizer.preconditioner(model)
-            except ValueError as error:
-                reason = str(error)
-                return
-            kept.add(measure(checkpoint(run, signal, step), preconditioner))
-            if watch is not None:
-                watch(known[step])
+            if missing.index(step) % ranks.count == ranks.rank:
+                try:
+                    preconditioner = optimizer.preconditioner(model)
+                except ValueError as error:
+                    reason = str(error)
+                else:
+                    own.append(measure(checkpoint(run, signal, step), preconditioner))
+            if step in ends:
+                kept.add(ranks.collected(own.pop() if own else None), watch)
 
-        for step in chosen:
-            if step in known and watch is not None:
-                watch(known[step])
-        retrace(run, visit, steps=[step for step in chosen if step not in known])
-        if not known:
+        kept.watch(chosen, watch)
+        retrace(run, visit, steps=missing)
+        if ranks.first and not kept.known:
             raise UsageError(f"no checkpoint of {run.path} has a preconditioner: {reason}")
         kept.save()
-    return [known[step] for step in chosen if step in known]
+    return kept.those_of(chosen)
+
+
+@contextmanager
+def _written_by_first(run: Run, ranks: Ranks) -> Iterator[None]:
+    """Hold the run's directory on the rank that writes it."""
+    if not ranks.first:
+        yield
+        return
+    with locked(run.path):
+        yield
+
+
+def _turns(steps: Sequence[int], count: int) -> list[list[int]]:
+    """Return steps in groups that are measured at a time, a step for each rank."""
+    return [list(steps[place : place + count]) for place in range(0, len(steps), count)]
 
 
 def told(run: Run, measured: Sequence[Told]) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.signal import Signal
 from hessian_lab.training.run import Run
 
@@ -144,6 +145,7 @@ def measure_conditions(
     *,
     every: int = 1,
     watch: Callable[[ConditionAt], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Conditions:
     """Measure κ of the Hessian, and of its scaled forms, at every ``every``-th checkpoint.
 
@@ -151,6 +153,8 @@ def measure_conditions(
     ``precision="extended"`` the true κ too, with proof, some seconds at 300 parameters. Writes
     ``cond.json`` beside the trajectory, also half-way; what is there already is not measured again.
     With ``preconditioned``, checkpoints before the optimizer has a preconditioner are left out.
+    Several ``ranks`` that call it together measure other checkpoints each; the first writes, and
+    returns the results.
 
     Raises:
         UsageError: For extended precision without python-flint, of more than 500 parameters, or of
@@ -188,6 +192,7 @@ def measure_conditions(
             body=lambda results: Conditions(run, settings, results).to_json(),
         ),
         watch=watch,
+        ranks=ranks,
     )
     return Conditions(run, settings, measured)
 

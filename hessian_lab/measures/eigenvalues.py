@@ -28,7 +28,10 @@ from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, trainable
 from hessian_lab.probe.linearized import MATRICES, Matrix
+from hessian_lab.probe.memory import undivided
 from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.ranks import ALONE, Ranks
+from hessian_lab.probe.sharding import shared_hessian
 from hessian_lab.probe.spectrum import LADDER, SCALARS, Spectrum, pooled, spectrum
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import finite, write_atomically, write_json
@@ -153,6 +156,8 @@ def measure_eigenvalues(
     layers: bool = False,
     preconditioned: bool = False,
     watch: Callable[[Measured], None] | None = None,
+    ranks: Ranks = ALONE,
+    split: str = "checkpoints",
 ) -> Eigenvalues:
     """Measure the whole Hessian spectrum at every ``every``-th checkpoint, and at the last.
 
@@ -172,6 +177,9 @@ def measure_eigenvalues(
             optimizer has one are left out. Its rounding floor is measured: by the matrix of the
             same points in another order.
         watch: Called with every checkpoint when it is done.
+        ranks: The processes that call this together; the first writes, and returns the spectra.
+        split: What they divide: ``checkpoints``; or ``columns``, where all assemble each matrix for
+            the first, which computes its eigenvalues.
 
     Raises:
         ValueError: For an unknown matrix.
@@ -182,11 +190,35 @@ def measure_eigenvalues(
     known("matrix", matrix, MATRICES)
     files = _Files(run, matrix, layers=layers, preconditioned=preconditioned)
 
-    def measure(one: Checkpoint, preconditioner: Preconditioner | None = None) -> Measured:
-        return _measure(files, one, preconditioner)
+    if preconditioned:
 
-    go = along_training if preconditioned else along
-    measured = go(run, measure, every=every, store=files, watch=watch)
+        def measure_scaled(one: Checkpoint, preconditioner: Preconditioner) -> Measured:
+            return _measure(files, one, preconditioner)
+
+        measured = along_training(
+            run, measure_scaled, every=every, store=files, watch=watch, ranks=ranks
+        )
+        return Eigenvalues(run, measured, matrix, preconditioned)
+
+    def measure(one: Checkpoint) -> Measured | None:
+        if split == "checkpoints":
+            return _measure(files, one, None)
+        model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
+        whole = shared_hessian(model, run.loss, signal, ranks=ranks, matrix=matrix)
+        if whole is None:
+            return None
+        with undivided():
+            return _measured(files, one, model, signal, whole)
+
+    measured = along(
+        run,
+        measure,
+        every=every,
+        store=files,
+        watch=watch,
+        ranks=ranks,
+        dealt=split == "checkpoints",
+    )
     return Eigenvalues(run, measured, matrix, preconditioned)
 
 
@@ -232,10 +264,30 @@ def _measure(files: _Files, one: Checkpoint, preconditioner: Preconditioner | No
     model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
     dense = dense_ggn if files.matrix == "ggn" else dense_hessian
     matrix = dense(model, files.run.loss, signal)
-    error, rounding = _product_error(files, model, signal, matrix, one.step), 0.0
-    if preconditioner is not None and bool(matrix.isfinite().all()):
-        again = dense(model, files.run.loss, reordered(signal))
-        matrix, rounding = preconditioned_matrix(preconditioner, matrix, again)
+    if preconditioner is None or not bool(matrix.isfinite().all()):
+        return _measured(files, one, model, signal, matrix)
+    error = _product_error(files, model, signal, matrix, one.step)
+    again = dense(model, files.run.loss, reordered(signal))
+    scaled, rounding = preconditioned_matrix(preconditioner, matrix, again)
+    return _spectra(files, one, model, scaled, error, rounding)
+
+
+def _measured(
+    files: _Files, one: Checkpoint, model: nn.Module, signal: Signal, matrix: Tensor
+) -> Measured:
+    """Return what the matrix itself says."""
+    error = _product_error(files, model, signal, matrix, one.step)
+    return _spectra(files, one, model, matrix, error)
+
+
+def _spectra(
+    files: _Files,
+    one: Checkpoint,
+    model: nn.Module,
+    matrix: Tensor,
+    error: float,
+    rounding: float = 0.0,
+) -> Measured:
     places = _places(model) if files.layers else {}
     return Measured(
         step=one.step,

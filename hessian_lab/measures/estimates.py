@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -31,6 +31,7 @@ from hessian_lab.probe.layers import layer_blocks
 from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.log_density import LogDensity
 from hessian_lab.probe.operators import SymmetricOperator
+from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.probe.spectrum import LADDER, SCALARS
 from hessian_lab.training.files import finite
 from hessian_lab.training.run import Run
@@ -225,6 +226,8 @@ def measure_estimates(
     *,
     every: int = 1,
     watch: Callable[[Estimated], None] | None = None,
+    ranks: Ranks = ALONE,
+    split: str = "checkpoints",
 ) -> Estimates:
     """Estimate the spectrum at every ``every``-th checkpoint, and at the last, by products.
 
@@ -233,6 +236,15 @@ def measure_estimates(
     ``num_probes num_steps`` products for the density, and some hundreds for the extreme values
     and for ruling out that copies of them were missed. With ``preconditioned`` the run is trained
     once more, and checkpoints before its optimizer has a preconditioner are left out.
+
+    Args:
+        run: The trajectory.
+        settings: How to estimate.
+        every: Checkpoints from one measured to the next.
+        watch: Called with every checkpoint when it is done.
+        ranks: The processes that call this together; the first writes, and returns the estimates.
+        split: What they divide: ``checkpoints``; ``points``, with products added up over all ranks;
+            or ``probes`` of the density, and points for the rest.
 
     Raises:
         ResourceError: If the Lanczos vectors do not fit, before they are allocated.
@@ -255,56 +267,115 @@ def measure_estimates(
         body=lambda results: finite(Estimates(run, settings, results).to_json()),
     )
 
-    def measure(one: Checkpoint, preconditioner: Preconditioner | None = None) -> Estimated:
-        return _measure(one, run.loss, settings, preconditioner)
+    if settings.preconditioned:
 
-    go = along_training if settings.preconditioned else along
-    measured = go(run, measure, every=every, store=store, watch=watch)
+        def measure_scaled(one: Checkpoint, preconditioner: Preconditioner) -> Estimated:
+            operator = preconditioner.precondition(_operator(one, run.loss, settings))
+            return _estimated(one, {"": _estimate_or_nan(operator, settings)})
+
+        measured = along_training(
+            run, measure_scaled, every=every, store=store, watch=watch, ranks=ranks
+        )
+        return Estimates(run, settings, measured)
+
+    def measure(one: Checkpoint) -> Estimated | None:
+        if split == "checkpoints":
+            named = _named(_operator(one, run.loss, settings), settings)
+            found = {name: _estimate_or_nan(each, settings) for name, each in named.items()}
+            return _estimated(one, found)
+        return _measured_together(one, run.loss, settings, ranks, split)
+
+    measured = along(
+        run,
+        measure,
+        every=every,
+        store=store,
+        watch=watch,
+        ranks=ranks,
+        dealt=split == "checkpoints",
+    )
     return Estimates(run, settings, measured)
 
 
-def _measure(
-    one: Checkpoint, loss: Loss, settings: Settings, preconditioner: Preconditioner | None
-) -> Estimated:
+def _estimated(one: Checkpoint, found: dict[str, Estimate]) -> Estimated:
+    """Return what was found of the whole, whose name is empty, and of the layers."""
+    layers = {name: each for name, each in found.items() if name}
+    return Estimated(one.step, one.loss, one.psnr, one.loss_error, found[""], layers)
+
+
+def _operator(
+    one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks = ALONE
+) -> HessianOperator | GGNOperator:
     kind = GGNOperator if settings.matrix == "ggn" else HessianOperator
-    plain = kind(one.model, loss, one.signal, chunk_size="auto", check=False)
-    blocks = layer_blocks(plain) if settings.layers else {}
-    operator = plain if preconditioner is None else preconditioner.precondition(plain)
-    return Estimated(
-        one.step,
-        one.loss,
-        one.psnr,
-        one.loss_error,
-        _estimate_or_nan(operator, settings),
-        {name: _estimate_or_nan(block, settings) for name, block in blocks.items()},
-    )
+    return kind(one.model, loss, one.signal, chunk_size="auto", check=False, ranks=ranks)
+
+
+def _named(
+    operator: HessianOperator | GGNOperator, settings: Settings
+) -> dict[str, SymmetricOperator]:
+    """Return the matrix, whose name is empty, and the blocks of the layers where asked for."""
+    return {"": operator, **(layer_blocks(operator) if settings.layers else {})}
+
+
+def _measured_together(
+    one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks, split: str
+) -> Estimated | None:
+    """Return the estimates on the first rank, which leads products that all ranks share."""
+    shared = _operator(one, loss, settings, ranks)
+    found: dict[str, Estimate] = {}
+    if not ranks.first:
+        shared.serve()
+    else:
+        only = replace(settings, method="lanczos") if split == "probes" else settings
+        with shared.leading():
+            found = {
+                name: _estimate_or_nan(each, only)
+                for name, each in _named(shared, settings).items()
+            }
+    if split == "probes":
+        whole = _named(_operator(one, loss, settings), settings)
+        finite = ranks.told([name for name, each in found.items() if each.extreme_values])
+        for name in finite:
+            try:
+                measure = _density(whole[name], settings, ranks)
+            except NonFiniteError:
+                found[name] = _not_finite(whole[name].size)
+                continue
+            if ranks.first:
+                found[name] = _with_density(found[name], measure)
+    return _estimated(one, found) if ranks.first else None
 
 
 def _estimate_or_nan(operator: SymmetricOperator, settings: Settings) -> Estimate:
     """Return the estimates of a matrix, or NaN for each where a product is not finite."""
     try:
-        return _estimate(operator, settings)
+        found = _extremes(operator, settings)
+        if settings.method == "lanczos":
+            return found
+        return _with_density(found, _density(operator, settings, ALONE))
     except NonFiniteError:
-        return Estimate(
-            operator.size, math.nan, [], [], [], math.nan, NOTHING, NOTHING, None, [], 0
-        )
+        return _not_finite(operator.size)
 
 
-def _estimate(operator: SymmetricOperator, settings: Settings) -> Estimate:
+def _not_finite(size: int) -> Estimate:
+    return Estimate(size, math.nan, [], [], [], math.nan, NOTHING, NOTHING, None, [], 0)
+
+
+def _density(operator: SymmetricOperator, settings: Settings, ranks: Ranks) -> SpectralMeasure:
+    return spectral_measure(
+        operator,
+        num_probes=settings.num_probes,
+        num_steps=min(settings.num_steps, operator.size),
+        seed=settings.seed,
+        ranks=ranks,
+    )
+
+
+def _extremes(operator: SymmetricOperator, settings: Settings) -> Estimate:
+    """Return the extreme eigenvalues and the bound on κ, without a density."""
     size, seed = operator.size, settings.seed
     pairs = extreme_eigenpairs(operator, num=min(settings.num, size), which="both", seed=seed)
     kappa = condition_number(operator, seed=seed)
-    density, shares, trace, norm, num_products = None, [], NOTHING, NOTHING, 0
-    if settings.method == "slq":
-        steps = min(settings.num_steps, size)
-        measure = spectral_measure(
-            operator, num_probes=settings.num_probes, num_steps=steps, seed=seed
-        )
-        density, num_products = measure.log_density(), measure.num_products
-        shares = _shares_within(measure, float(pairs.values.abs().max()))
-        trace = _mean(measure.moment(1) * size)
-        square, error = _mean(measure.moment(2) * size)
-        norm = square**0.5, error / (2 * square**0.5) if square else 0.0
     return Estimate(
         size=size,
         tolerance=kappa.floor,
@@ -312,14 +383,24 @@ def _estimate(operator: SymmetricOperator, settings: Settings) -> Estimate:
         residuals=pairs.residuals.tolist(),
         converged=pairs.converged.tolist(),
         condition_number=kappa.value,
-        trace=trace,
-        frobenius_norm=norm,
-        density=density,
-        shares_within=shares,
-        num_products=num_products
-        + pairs.num_products
-        + pairs.num_check_products
-        + kappa.num_products,
+        trace=NOTHING,
+        frobenius_norm=NOTHING,
+        density=None,
+        shares_within=[],
+        num_products=pairs.num_products + pairs.num_check_products + kappa.num_products,
+    )
+
+
+def _with_density(found: Estimate, measure: SpectralMeasure) -> Estimate:
+    """Return extremes with what a density adds to them."""
+    square, error = _mean(measure.moment(2) * found.size)
+    return replace(
+        found,
+        trace=_mean(measure.moment(1) * found.size),
+        frobenius_norm=(square**0.5, error / (2 * square**0.5) if square else 0.0),
+        density=measure.log_density(),
+        shares_within=_shares_within(measure, found.spectral_radius),
+        num_products=found.num_products + measure.num_products,
     )
 
 

@@ -16,6 +16,7 @@ from hessian_lab.probe.curvature import HessianOperator
 from hessian_lab.probe.hessian import dense_hessian
 from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.probe.vectors import rademacher
 from hessian_lab.signal import Signal
 from hessian_lab.training.run import Run
@@ -170,13 +171,15 @@ def measure_sparsity(
     *,
     every: int = 1,
     watch: Callable[[SparsityAt], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Sparsity:
     """Count the zeros of H v at every ``every``-th checkpoint, and at the last.
 
     In the precision of the training, by ``num_probes`` products of ``HessianOperator``: they sum
     what autograd sums, so that an entry that no point contributes to is exactly 0. Writes
     ``sparsity.json`` (``sparsity-dense.json``) beside the trajectory, also half-way; what is there
-    already is not measured again.
+    already is not measured again. Several ``ranks`` that call it together measure other checkpoints
+    each; the first writes, and returns the results.
 
     Raises:
         ResourceError: If the dense Hessian was asked for and does not fit.
@@ -199,6 +202,7 @@ def measure_sparsity(
             body=lambda results: Sparsity(run, settings, results).to_json(),
         ),
         watch=watch,
+        ranks=ranks,
     )
     return Sparsity(run, settings, measured)
 

@@ -21,6 +21,8 @@ from hessian_lab.probe.layers import layer_blocks
 from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.ranks import ALONE, Ranks
+from hessian_lab.probe.sharding import own_points
 from hessian_lab.probe.trace import trace
 from hessian_lab.training.run import Run
 
@@ -117,12 +119,22 @@ def measure_traces(
     *,
     every: int = 1,
     watch: Callable[[TraceAt], None] | None = None,
+    ranks: Ranks = ALONE,
+    split: str = "checkpoints",
 ) -> Traces:
     """Measure the trace of the Hessian at every ``every``-th checkpoint, and at the last.
 
     In the precision of the training by products; exactly, in double precision, by the closed form
     (``method="exact"``), which costs about as much as a few dozen products. Writes ``trace.json``
     beside the trajectory, also half-way; what is there already is not measured again.
+
+    Args:
+        run: The trajectory.
+        settings: How to measure.
+        every: Checkpoints from one measured to the next.
+        watch: Called with every checkpoint when it is done.
+        ranks: The processes that call this together; the first writes, and returns the traces.
+        split: What they divide: ``checkpoints``, or ``points``.
 
     Raises:
         UsageError: For an exact trace of a module without a closed form.
@@ -131,9 +143,10 @@ def measure_traces(
     if settings.method == "exact" and not has_closed_form(run.model(run.steps[0])):
         raise UsageError("method exact needs a CoordinateMLP as it was built; use hutch++.")
     path = run.path / f"trace{suffix(matrix=settings.matrix, layers=settings.layers)}.json"
+    together = split != "checkpoints"
     measured = along(
         run,
-        lambda one: _measure(one, run.loss, settings),
+        lambda one: _measure(one, run.loss, settings, ranks if together else ALONE),
         every=every,
         store=Record(
             run,
@@ -143,23 +156,34 @@ def measure_traces(
             body=lambda results: Traces(run, settings, results).to_json(),
         ),
         watch=watch,
+        ranks=ranks,
+        dealt=not together,
     )
     return Traces(run, settings, measured)
 
 
-def _measure(one: Checkpoint, loss: Loss, settings: Settings) -> TraceAt:
+def _measure(one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks) -> TraceAt | None:
     find = _exact if settings.method == "exact" else _estimated
-    whole, layers = find(one, loss, settings)
+    found = find(one, loss, settings, ranks)
+    if found is None:
+        return None
+    whole, layers = found
     return TraceAt(one.step, one.loss, one.psnr, one.loss_error, whole, layers)
 
 
-def _estimated(one: Checkpoint, loss: Loss, settings: Settings) -> tuple[Value, dict[str, Value]]:
+def _estimated(
+    one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks
+) -> tuple[Value, dict[str, Value]] | None:
     kind = GGNOperator if settings.matrix == "ggn" else HessianOperator
-    operator = kind(one.model, loss, one.signal, chunk_size="auto", check=False)
-    blocks = layer_blocks(operator) if settings.layers else {}
-    return _value(operator, settings), {
-        name: _value(block, settings) for name, block in blocks.items()
-    }
+    operator = kind(one.model, loss, one.signal, chunk_size="auto", check=False, ranks=ranks)
+    if not ranks.first:
+        operator.serve()
+        return None
+    with operator.leading():
+        blocks = layer_blocks(operator) if settings.layers else {}
+        return _value(operator, settings), {
+            name: _value(block, settings) for name, block in blocks.items()
+        }
 
 
 def _value(operator: SymmetricOperator, settings: Settings) -> Value:
@@ -177,10 +201,17 @@ def _value(operator: SymmetricOperator, settings: Settings) -> Value:
     return Value(float(estimate.mean), float(estimate.standard_error), float(low), float(high))
 
 
-def _exact(one: Checkpoint, loss: Loss, settings: Settings) -> tuple[Value, dict[str, Value]]:
+def _exact(
+    one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks
+) -> tuple[Value, dict[str, Value]] | None:
     model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
     assert isinstance(model, CoordinateMLP)
-    diagonal = exact_diagonal(model, loss, signal, matrix=settings.matrix)
+    own = own_points(signal, ranks)
+    diagonal = exact_diagonal(model, loss, own, matrix=settings.matrix)
+    if not ranks.alone:
+        diagonal = ranks.total(diagonal.mul_(own.num_points / signal.num_points))
+    if not ranks.first:
+        return None
     places = Layout(model, selected_names(model, None)).layers() if settings.layers else {}
     return _sum(diagonal), {
         name: _sum(torch.cat([diagonal[place] for place in parts]))

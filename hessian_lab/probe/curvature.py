@@ -1,7 +1,8 @@
 """Curvature matrices of a network's mean loss, known by their products with vectors."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.ranks import ALONE, DIAGONAL, PRODUCT, RELEASE, Ranks
 from hessian_lab.probe.storage import chosen_chunk
 
 # Columns of a block product that are worked on at once.
@@ -35,8 +37,9 @@ class _CurvatureOperator(SymmetricOperator):
 
     Attributes:
         layout: Where each parameter stands in a vector, by name.
-        num_points: The points of the mean.
+        num_points: The points of the mean, those of all ranks.
         chunk_size: The most points linearized at a time; None if all of them are kept.
+        ranks: The processes that share the points.
     """
 
     matrix: Matrix
@@ -50,23 +53,32 @@ class _CurvatureOperator(SymmetricOperator):
         parameters: str | Sequence[str] | None = None,
         chunk_size: int | Literal["auto"] | None = None,
         check: bool = True,
+        ranks: Ranks = ALONE,
     ) -> None:
         check_model(model, loss)
         first = trainable(model)[0]
         names = selected_names(model, parameters)
         self.layout = Layout(model, names)
         super().__init__(self.layout.size, first.dtype, first.device)
-        points = Points(data, chunk_size=None if chunk_size == "auto" else chunk_size)
+        chunk = None if chunk_size == "auto" else chunk_size
+        self.ranks = ranks
+        self.num_points = count_points(Points(data, chunk_size=chunk))
+        if self.num_points < ranks.count:
+            raise ValueError(
+                f"data must hold a point for every rank, got {self.num_points} for {ranks.count} "
+                "ranks. Start fewer."
+            )
+        points = Points(data, chunk_size=chunk, share=(ranks.rank, ranks.count))
         with full_precision(), torch.inference_mode(False):
             linearizer = Linearizer(model, loss, names, matrix=self.matrix)
-            self.num_points = count_points(points)
-            self.chunk_size = chosen_chunk(linearizer, points, self.num_points, chunk_size)
+            self._own_points = self.num_points if ranks.alone else _own_points(points)
+            self.chunk_size = chosen_chunk(linearizer, points, self._own_points, chunk_size)
             self._linearizer = linearizer
             self._points = points.in_chunks(self.chunk_size)
             problem = None
             if check:
-                check_twice(linearizer, self._points, self.num_points)
-                problem = why_no_mean(linearizer, self._points, self.num_points)
+                check_twice(linearizer, self._points, self._own_points)
+                problem = why_no_mean(linearizer, self._points, self._own_points)
             keep = self.chunk_size is None
             self._kept = list(linearizer.each(self._points, self.num_points)) if keep else None
         if problem:
@@ -81,7 +93,7 @@ class _CurvatureOperator(SymmetricOperator):
     @property
     def stored_bytes(self) -> int:
         """What linearizing keeps, or takes at a time where nothing is kept."""
-        at_once = self.chunk_size or self.num_points
+        at_once = self.chunk_size or self._own_points
         return round(self._linearizer.per_point * at_once)
 
     def known_diagonal(self) -> Tensor | None:
@@ -89,39 +101,111 @@ class _CurvatureOperator(SymmetricOperator):
 
         The data are read again.
         """
-        diagonal = self._closed(diagonal_at)
-        if diagonal is None:
-            return None
-        return torch.cat([diagonal[place] for place in self._linearizer.places()])
+        if not self.ranks.alone:
+            self._require_asked(DIAGONAL, 0)
+        return self._diagonal()
 
     def known_row_norms(self) -> Tensor | None:
         """Return the exact row norms [n] of a ``CoordinateMLP``; see ``exact_row_norms``.
 
-        Not known where only some parameters are differentiated by. The data are read again.
+        Not known where only some parameters are differentiated by, nor to ranks that share the
+        points. The data are read again.
         """
-        if len(self._linearizer.places()) < len(self._linearizer.parameters):
+        partial = len(self._linearizer.places()) < len(self._linearizer.parameters)
+        if partial or not self.ranks.alone:
             return None
         return self._closed(row_norms_at)
+
+    def matmat(self, block: Tensor) -> Tensor:
+        """Return ``A V`` [n, k]; among ranks for the block of the first, whatever theirs are."""
+        rows = block.T.contiguous()
+        if self.ranks.alone:
+            return self._products(rows).T
+        self._require_asked(PRODUCT, len(rows))
+        return self._summed(self.ranks.spread(rows))
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """Use the operator on the first rank alone, while the others ``serve``; then let them go.
+
+        So an algorithm whose decisions depend on rounding runs once, and its vectors are kept once.
+        """
+        try:
+            yield
+        finally:
+            if not self.ranks.alone:
+                self.ranks.header(RELEASE, 0)
+
+    def serve(self) -> None:
+        """Take part in the products of the first rank until it lets go; on all ranks but it."""
+        while True:
+            kind, width = self.ranks.header(RELEASE, 0)
+            if kind == RELEASE:
+                return
+            if kind == DIAGONAL:
+                self._diagonal()
+                continue
+            rows = torch.empty(width, self.size, dtype=self.dtype, device=self.device)
+            self._summed(self.ranks.spread(rows))
+
+    def _require_asked(self, kind: int, width: int) -> None:
+        """Check that this rank is asked for what the first one is.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if self.ranks.header(kind, width) != (kind, width):
+            raise ValueError(
+                f"every rank must ask for the same product, rank {self.ranks.rank} asks for one "
+                f"of {width} columns and rank 0 for another. Use leading() and serve()."
+            )
+
+    def _summed(self, rows: Tensor) -> Tensor:
+        """Return the product [n, k] with the points of all ranks."""
+        return self.ranks.total(self._products(rows).contiguous()).T
+
+    def _diagonal(self) -> Tensor | None:
+        """Return the diagonal [n] over the points of all ranks, or None without a closed form."""
+        found = self._closed(diagonal_at)
+        known = self.ranks.total(torch.tensor([int(found is not None)]))
+        if found is None or int(known) < self.ranks.count:
+            return None
+        self.ranks.total(found)
+        return torch.cat([found[place] for place in self._linearizer.places()])
 
     @full_precision()
     @torch.inference_mode(False)  # type: ignore[untyped-decorator]
     def _closed(self, find: ClosedForm) -> Tensor | None:
         return self._linearizer.closed(self._points, self.num_points, find)
 
+    @full_precision()
     @torch.inference_mode(False)  # type: ignore[untyped-decorator]
-    def matmat(self, block: Tensor) -> Tensor:
-        """Return ``A V`` [n, k]."""
-        rows = block.T.contiguous()
+    def _products(self, rows: Tensor) -> Tensor:
+        """Return ``V A`` [k, n] for rows [k, n], with the points of this rank."""
         parts = self._kept or self._linearizer.each(self._points, self.num_points)
         total: Tensor | None = None
         for part in parts:
             products = _in_blocks(part, rows)
             if self._kept is not None and len(self._kept) == 1:
-                return products.T
+                return products
             # Many batches of a float32 model add up in double precision.
             total = products.double() if total is None else total.add_(products)
         assert total is not None
-        return total.to(self.dtype).T
+        return total.to(self.dtype)
+
+
+def _own_points(points: Points) -> int:
+    """Return how many points a rank has.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    total = sum(len(targets) for _, targets in points)
+    if not total:
+        raise ValueError(
+            "every rank must have a point of some batch, this one has none. Hand in larger batches."
+        )
+    return total
 
 
 def _in_blocks(part: Linearization, rows: Tensor) -> Tensor:
@@ -159,6 +243,10 @@ class HessianOperator(_CurvatureOperator):
             do.
         check: Evaluate the loss twice, and refuse one that changes; warn of a loss that is a sum;
             for modules other than a ``CoordinateMLP`` also test the symmetry, by two products.
+        ranks: The processes of a job, from ``join``: each holds the whole network and linearizes
+            its share of every batch's points, and products are added up over all. Every rank makes
+            the operator and calls ``@``, or the first one works in ``with operator.leading():``
+            while the others ``serve()``. Per product one broadcast and one sum of [n, k] numbers.
 
     Raises:
         TypeError: For data, dtypes or precisions that do not fit; float16 and bfloat16 are refused.

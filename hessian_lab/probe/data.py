@@ -18,6 +18,7 @@ class Points:
         data: A ``Signal``, a pair (inputs, targets), or a re-iterable of such pairs, such as a
             ``DataLoader`` that does not shuffle what depends on the order.
         chunk_size: The most points per batch; larger ones are cut.
+        share: (i, k): the i-th of k even parts of every batch alone, i from 0.
 
     Raises:
         TypeError: If ``data`` is none of these, can be gone through only once, or holds something
@@ -25,28 +26,43 @@ class Points:
         ValueError: If it is empty, or ``chunk_size`` is below 1.
     """
 
-    def __init__(self, data: Data, *, chunk_size: int | None = None) -> None:
+    def __init__(
+        self, data: Data, *, chunk_size: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> None:
         if chunk_size is not None and type(chunk_size) is not int:
             raise TypeError(f'chunk_size must be an integer, None or "auto", got {chunk_size!r}.')
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
         self.source = _batches(data)
         self.chunk_size = chunk_size
+        self.share = share
 
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self.source):
             inputs, targets = _pair(batch, number)
-            if self.chunk_size is None or len(targets) <= self.chunk_size:
+            place = self._place(len(targets))
+            size = place.stop - place.start
+            pieces = self.chunk_size or max(1, size)
+            if size == len(targets) <= pieces:
                 yield inputs, targets
                 continue
             if not isinstance(inputs, Tensor):
                 raise TypeError(
                     f"chunk_size needs inputs that are tensors, got {type(inputs).__name__}. "
                     "Hand in smaller batches."
+                    if size == len(targets)
+                    else "ranks need inputs that are tensors, to share the points, got "
+                    f"{type(inputs).__name__}. Use one process."
                 )
-            yield from zip(
-                inputs.split(self.chunk_size), targets.split(self.chunk_size), strict=True
-            )
+            if size:
+                yield from zip(
+                    inputs[place].split(pieces), targets[place].split(pieces), strict=True
+                )
+
+    def _place(self, num_points: int) -> slice:
+        """Return which points of a batch are in the share."""
+        part, parts = self.share
+        return slice(part * num_points // parts, (part + 1) * num_points // parts)
 
     def first(self) -> Batch:
         """Return the first batch.
@@ -61,7 +77,7 @@ class Points:
     def in_chunks(self, chunk_size: int | None) -> "Points":
         """Return the same points in other chunks."""
         points = object.__new__(Points)
-        points.source, points.chunk_size = self.source, chunk_size
+        points.source, points.chunk_size, points.share = self.source, chunk_size, self.share
         return points
 
 

@@ -1,5 +1,6 @@
 """Stochastic Lanczos quadrature: the whole spectrum of a large operator, as a measure."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from hessian_lab.probe.lanczos import Tridiagonalization, tridiagonalize
 from hessian_lab.probe.measure import SpectralMeasure
 from hessian_lab.probe.operators import Multiplies, SymmetricOperator, as_operator
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.probe.settled import Candidates, Settled, agreement, candidates, without
 from hessian_lab.probe.vectors import Distribution, probes
 
@@ -35,6 +37,7 @@ def spectral_measure(
     settle: bool = True,
     deflate: int = 0,
     block_size: int = 16,
+    ranks: Ranks = ALONE,
     scratch: Path | None = None,
 ) -> SpectralMeasure:
     """Return the spectrum of ``operator`` as a measure, by stochastic Lanczos quadrature.
@@ -68,6 +71,9 @@ def spectral_measure(
             runs, which then resolve the rest by the rest's own range. Their products are counted.
         block_size: Probes per block product; the result is the same up to rounding. Holds
             ``min(m, block_size) k n`` numbers, and the Ritz vectors that converged.
+        ranks: The processes of a job, from ``join``: each runs its share of the probes with its
+            own operator of *all* points, and tells the others once, at the end. Every rank calls it
+            with the same arguments and gets the measure.
         scratch: A directory for a file with the Lanczos vectors where they do not fit in memory;
             see ``lanczos.Recurrence``.
 
@@ -90,6 +96,9 @@ def spectral_measure(
     """
     operator = as_operator(operator)
     _check(operator.size, num_probes, num_steps, deflate, block_size)
+    if deflate and not ranks.alone:
+        raise ValueError(f"deflate must be 0 among ranks, got {deflate}.")
+    block_size = min(block_size, math.ceil(num_probes / ranks.count))
     starts = [
         probes(
             operator.size,
@@ -110,7 +119,29 @@ def spectral_measure(
         core = _Complement(operator, pairs.vectors[:, pairs.converged.to(operator.device)])
         starts = [_projected(core, block) for block in starts]
         num_products = pairs.num_products + pairs.num_check_products
-    run, found = _runs(core, starts, num_steps=num_steps, settle=settle, scratch=scratch)
+    runs, found = _shared_runs(
+        core, starts, ranks, num_steps=num_steps, settle=settle, scratch=scratch
+    )
+    measure = None
+    if ranks.first:
+        run = _joined(runs)
+        measure = _measure(operator, starts, deflated, run, found, settle, num_products)
+    measure = ranks.told(measure)
+    assert measure is not None
+    return measure
+
+
+def _measure(
+    operator: SymmetricOperator,
+    starts: list[Tensor],
+    deflated: Tensor,
+    run: Tridiagonalization,
+    found: list[Candidates],
+    settle: bool,
+    num_products: int,
+) -> SpectralMeasure:
+    """Return what all runs say together."""
+    num_probes = len(run.lengths)
     settled = agreement(found, num_probes=num_probes) if settle else _nothing(operator)
     shares = _shares(settled.vectors, starts)
     if not _informative(shares, operator.size - len(deflated)):
@@ -155,18 +186,66 @@ def _projected(core: _Complement, block: Tensor) -> Tensor:
     return rest
 
 
-def _runs(
+def _shared_runs(
     operator: SymmetricOperator,
     starts: list[Tensor],
+    ranks: Ranks,
     *,
     num_steps: int,
     settle: bool,
     scratch: Path | None,
-) -> tuple[Tridiagonalization, list[Candidates]]:
-    """Return the Lanczos steps from all blocks of starts, and what may have converged in them."""
+) -> tuple[list[Tridiagonalization], list[Candidates]]:
+    """Return the runs of all ranks on the first one; each takes its share of the blocks.
+
+    Raises:
+        NonFiniteError: On every rank, if a product on any is not finite.
+    """
+    count, rank = ranks.count, ranks.rank
+    own = range(rank * len(starts) // count, (rank + 1) * len(starts) // count)
+    first = sum(block.shape[1] for block in starts[: own.start])
+    failure: str | None = None
+    done: tuple[list[Tridiagonalization], list[Candidates]] = [], []
+    try:
+        some = starts[own.start : own.stop]
+        done = _runs(
+            operator, some, first=first, num_steps=num_steps, settle=settle, scratch=scratch
+        )
+    except NonFiniteError as error:
+        if ranks.alone:
+            raise
+        failure = str(error)
+    parts = ranks.collected((failure, done if ranks.alone else _on_cpu(done)))
+    failure = ranks.told(next((reason for reason, _ in parts if reason), None))
+    if failure:
+        raise NonFiniteError(failure)
+    runs = [run for _, (some_runs, _) in parts for run in some_runs]
+    found = [one for _, (_, some_found) in parts for one in some_found]
+    return runs, [replace(one, vectors=one.vectors.to(operator.device)) for one in found]
+
+
+def _on_cpu(
+    done: tuple[list[Tridiagonalization], list[Candidates]],
+) -> tuple[list[Tridiagonalization], list[Candidates]]:
+    """Return runs as they can be sent to another process."""
+    runs, found = done
+    return runs, [replace(one, vectors=one.vectors.cpu()) for one in found]
+
+
+def _runs(
+    operator: SymmetricOperator,
+    starts: list[Tensor],
+    *,
+    first: int,
+    num_steps: int,
+    settle: bool,
+    scratch: Path | None,
+) -> tuple[list[Tridiagonalization], list[Candidates]]:
+    """Return the Lanczos steps from blocks of starts, and what may have converged in them.
+
+    ``first`` is the number of the first start.
+    """
     runs: list[Tridiagonalization] = []
     found: list[Candidates] = []
-    first = 0
     for block in starts:
         try:
             run = tridiagonalize(
@@ -180,13 +259,18 @@ def _runs(
             found.append(candidates(run, first=first))
         runs.append(replace(run, basis=None))
         first += block.shape[1]
+    return runs, found
+
+
+def _joined(runs: list[Tridiagonalization]) -> Tridiagonalization:
+    """Return the runs of all blocks as one."""
     width = max(run.num_steps for run in runs)
     alphas, betas = (
         torch.cat([pad(getattr(run, name), (0, width - run.num_steps)) for run in runs])
         for name in ("alphas", "betas")
     )
     lengths = torch.cat([run.lengths for run in runs])
-    return Tridiagonalization(alphas, betas, lengths, sum(run.num_products for run in runs)), found
+    return Tridiagonalization(alphas, betas, lengths, sum(run.num_products for run in runs))
 
 
 def _shares(vectors: Tensor, starts: list[Tensor]) -> Tensor:

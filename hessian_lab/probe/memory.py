@@ -1,6 +1,9 @@
 """What fits: checked before anything large is allocated."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -8,6 +11,9 @@ import torch
 from hessian_lab.errors import ResourceError
 
 CGROUP = Path("/sys/fs/cgroup")
+# How many ranks of a job run on this machine, as launchers tell.
+LOCAL_COUNT = "LOCAL_WORLD_SIZE"
+_divided = ContextVar("divided", default=True)
 
 
 def readable(num_bytes: float) -> str:
@@ -21,14 +27,33 @@ def readable(num_bytes: float) -> str:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Return the memory that can still be taken on a device, or None where nothing tells."""
+    """Return the memory that can still be taken on a device, or None where nothing tells.
+
+    Of a machine's own memory each of its ranks has its part, but for what is ``undivided``.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     if device.type != "cpu":
         return None
     rooms = [room for room in (_system_bytes(), _cgroup_bytes()) if room is not None]
-    return min(rooms, default=None)
+    return min(rooms) // _sharers() if rooms else None
+
+
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Count all of a machine's memory as one rank's, for what only one of them holds."""
+    former = _divided.set(False)
+    try:
+        yield
+    finally:
+        _divided.reset(former)
+
+
+def _sharers() -> int:
+    """Return how many ranks share this machine's memory."""
+    text = os.environ.get(LOCAL_COUNT, "1")
+    return max(1, int(text)) if _divided.get() and text.isdigit() else 1
 
 
 def require_bytes(needed: int, what: str, *, device: torch.device, cure: str) -> None:
