@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hessian_lab.cli.parser import Parser, number, one_of
@@ -80,6 +81,12 @@ def add_flags(parser: Parser) -> None:
         action="store_true",
         help="print parameters, bytes and predicted time, and do nothing",
     )
+    group.add_argument(
+        "--scratch",
+        type=Path,
+        metavar="DIR",
+        help="directory on a disk for what memory cannot hold: Lanczos vectors, a dense matrix",
+    )
     add_split(group, "checkpoints", "points", "probes", "columns")
     add_source(parser)
 
@@ -93,20 +100,23 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.measures.planning import chosen_method, require_dense, require_search
     from hessian_lab.probe.memory import undivided
 
+    def choose(model: "nn.Module", num_points: int) -> tuple[str, str]:
+        return chosen_method(args.method, model, num_points, _matrix_scratch(args))
+
     def require(model: "nn.Module", num_points: int) -> None:
-        method = chosen_method(args.method, model, num_points)[0]
+        method = choose(model, num_points)[0]
         if method == "dense":
-            require_dense(model, num_points)
+            require_dense(model, num_points, _matrix_scratch(args))
         elif args.preconditioned and args.layers:
             raise UsageError(f"--layers must stand without --preconditioned in method {method}.")
         else:
-            require_search(model, _number(args, "num"))
+            require_search(model, _number(args, "num"), args.scratch)
 
     # The first of several ranks can have all memory; who has how much is seen when it is divided.
     with undivided():
         source = source_run(args, require)
         model, num_points = source.model(source.steps[0]), source.signal().num_points
-        method, reason = present(args).told(chosen_method(args.method, model, num_points))
+        method, reason = present(args).told(choose(model, num_points))
         require(model, num_points)
     _warn_of_unused(args, method)
     logger.info("method %s: %s", method, reason)
@@ -136,6 +146,12 @@ def _warn_of_unused(args: argparse.Namespace, method: str) -> None:
             logger.warning("--%s has no effect on method %s", name.replace("_", "-"), method)
 
 
+def _matrix_scratch(args: argparse.Namespace) -> Path | None:
+    """Return where a dense matrix may lie: one that is preconditioned lies in memory."""
+    scratch: Path | None = args.scratch
+    return None if args.preconditioned else scratch
+
+
 def _number(args: argparse.Namespace, name: str) -> int:
     return int(getattr(args, name, DEFAULTS[name]))
 
@@ -153,7 +169,7 @@ def _split(args: argparse.Namespace, source: "Run", method: str) -> str:
 
     def require() -> None:
         if method == "dense":
-            require_dense(model, num_points)
+            require_dense(model, num_points, _matrix_scratch(args))
 
     split, reason = chosen_split(
         args.split,
@@ -183,6 +199,7 @@ def _tell_plan(args: argparse.Namespace) -> int:
         num_probes=_number(args, "probes"),
         num_steps=_number(args, "lanczos_steps"),
         layers=args.layers,
+        scratch=args.scratch,
     )
     seconds = training_seconds(model, signal, steps) if trains else 0.0
     if args.json:
@@ -226,6 +243,7 @@ def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
             watch=watch,
             ranks=ranks,
             split=split,
+            scratch=_matrix_scratch(args),
         )
     finally:
         progress.close()
@@ -260,7 +278,13 @@ def _stochastic(args: argparse.Namespace, source: "Run", method: str, reason: st
     )
     try:
         result = measure_estimates(
-            source, settings, every=args.every, watch=watch, ranks=ranks, split=split
+            source,
+            settings,
+            every=args.every,
+            watch=watch,
+            ranks=ranks,
+            split=split,
+            scratch=args.scratch,
         )
     finally:
         progress.close()

@@ -21,16 +21,18 @@ from hessian_lab.measures.checkpoints import (
     nan_if_none,
     told,
 )
+from hessian_lab.measures.planning import num_parameters, require_dense
 from hessian_lab.measures.record import can_read_back, mark, suffix
 from hessian_lab.measures.scaled import preconditioned_matrix, reordered
 from hessian_lab.names import known
 from hessian_lab.optim.preconditioner import Preconditioner
-from hessian_lab.probe.hessian import dense_ggn, dense_hessian
+from hessian_lab.probe.hessian import dense_ggn, dense_hessian, fill_matrix
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, trainable
 from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.memory import undivided
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.ranks import ALONE, Ranks
+from hessian_lab.probe.scratch import temporary
 from hessian_lab.probe.sharding import shared_hessian
 from hessian_lab.probe.spectrum import LADDER, SCALARS, Spectrum, pooled, spectrum
 from hessian_lab.signal import Signal
@@ -158,6 +160,7 @@ def measure_eigenvalues(
     watch: Callable[[Measured], None] | None = None,
     ranks: Ranks = ALONE,
     split: str = "checkpoints",
+    scratch: Path | None = None,
 ) -> Eigenvalues:
     """Measure the whole Hessian spectrum at every ``every``-th checkpoint, and at the last.
 
@@ -180,6 +183,8 @@ def measure_eigenvalues(
         ranks: The processes that call this together; the first writes, and returns the spectra.
         split: What they divide: ``checkpoints``; or ``columns``, where all assemble each matrix for
             the first, which computes its eigenvalues.
+        scratch: A directory for the matrix where it and its eigenvalue problem do not fit in memory
+            together; without effect on ``preconditioned`` and among ranks that divide columns.
 
     Raises:
         ValueError: For an unknown matrix.
@@ -202,7 +207,7 @@ def measure_eigenvalues(
 
     def measure(one: Checkpoint) -> Measured | None:
         if split == "checkpoints":
-            return _measure(files, one, None)
+            return _measure(files, one, None, scratch)
         model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
         whole = shared_hessian(model, run.loss, signal, ranks=ranks, matrix=matrix)
         if whole is None:
@@ -260,8 +265,15 @@ class _Files:
         _write_table(self.path(TABLE, ".csv"), results)
 
 
-def _measure(files: _Files, one: Checkpoint, preconditioner: Preconditioner | None) -> Measured:
+def _measure(
+    files: _Files,
+    one: Checkpoint,
+    preconditioner: Preconditioner | None,
+    scratch: Path | None = None,
+) -> Measured:
     model, signal = one.model.double(), one.signal.to(dtype=torch.float64)
+    if scratch is not None and require_dense(model, signal.num_points, scratch):
+        return _measured(files, one, model, signal, _in_file(files, model, signal, scratch))
     dense = dense_ggn if files.matrix == "ggn" else dense_hessian
     matrix = dense(model, files.run.loss, signal)
     if preconditioner is None or not bool(matrix.isfinite().all()):
@@ -270,6 +282,15 @@ def _measure(files: _Files, one: Checkpoint, preconditioner: Preconditioner | No
     again = dense(model, files.run.loss, reordered(signal))
     scaled, rounding = preconditioned_matrix(preconditioner, matrix, again)
     return _spectra(files, one, model, scaled, error, rounding)
+
+
+def _in_file(files: _Files, model: nn.Module, signal: Signal, scratch: Path) -> Tensor:
+    """Return the matrix in a file that goes with it."""
+    size = num_parameters(model)
+    what = f"The dense Hessian of {size} parameters"
+    out = temporary((size, size), dtype=torch.float64, directory=scratch, what=what)
+    fill_matrix(out, model, files.run.loss, signal, matrix=files.matrix)
+    return out
 
 
 def _measured(
@@ -296,7 +317,8 @@ def _spectra(
         product_error=error,
         loss_error=one.loss_error,
         layers={
-            name: _spectrum(matrix[index][:, index], rounding) for name, index in places.items()
+            name: _spectrum(matrix[index.unsqueeze(1), index], rounding)
+            for name, index in places.items()
         },
         spectrum=_spectrum(matrix, rounding),
     )

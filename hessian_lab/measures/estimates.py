@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -228,6 +229,7 @@ def measure_estimates(
     watch: Callable[[Estimated], None] | None = None,
     ranks: Ranks = ALONE,
     split: str = "checkpoints",
+    scratch: Path | None = None,
 ) -> Estimates:
     """Estimate the spectrum at every ``every``-th checkpoint, and at the last, by products.
 
@@ -245,6 +247,7 @@ def measure_estimates(
         ranks: The processes that call this together; the first writes, and returns the estimates.
         split: What they divide: ``checkpoints``; ``points``, with products added up over all ranks;
             or ``probes`` of the density, and points for the rest.
+        scratch: A directory for Lanczos vectors that do not fit in memory.
 
     Raises:
         ResourceError: If the Lanczos vectors do not fit, before they are allocated.
@@ -271,7 +274,7 @@ def measure_estimates(
 
         def measure_scaled(one: Checkpoint, preconditioner: Preconditioner) -> Estimated:
             operator = preconditioner.precondition(_operator(one, run.loss, settings))
-            return _estimated(one, {"": _estimate_or_nan(operator, settings)})
+            return _estimated(one, {"": _estimate_or_nan(operator, settings, scratch)})
 
         measured = along_training(
             run, measure_scaled, every=every, store=store, watch=watch, ranks=ranks
@@ -281,9 +284,11 @@ def measure_estimates(
     def measure(one: Checkpoint) -> Estimated | None:
         if split == "checkpoints":
             named = _named(_operator(one, run.loss, settings), settings)
-            found = {name: _estimate_or_nan(each, settings) for name, each in named.items()}
+            found = {
+                name: _estimate_or_nan(each, settings, scratch) for name, each in named.items()
+            }
             return _estimated(one, found)
-        return _measured_together(one, run.loss, settings, ranks, split)
+        return _measured_together(one, run.loss, settings, ranks, split, scratch)
 
     measured = along(
         run,
@@ -318,7 +323,12 @@ def _named(
 
 
 def _measured_together(
-    one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks, split: str
+    one: Checkpoint,
+    loss: Loss,
+    settings: Settings,
+    ranks: Ranks,
+    split: str,
+    scratch: Path | None,
 ) -> Estimated | None:
     """Return the estimates on the first rank, which leads products that all ranks share."""
     shared = _operator(one, loss, settings, ranks)
@@ -329,7 +339,7 @@ def _measured_together(
         only = replace(settings, method="lanczos") if split == "probes" else settings
         with shared.leading():
             found = {
-                name: _estimate_or_nan(each, only)
+                name: _estimate_or_nan(each, only, scratch)
                 for name, each in _named(shared, settings).items()
             }
     if split == "probes":
@@ -337,7 +347,7 @@ def _measured_together(
         finite = ranks.told([name for name, each in found.items() if each.extreme_values])
         for name in finite:
             try:
-                measure = _density(whole[name], settings, ranks)
+                measure = _density(whole[name], settings, ranks, scratch)
             except NonFiniteError:
                 found[name] = _not_finite(whole[name].size)
                 continue
@@ -346,13 +356,15 @@ def _measured_together(
     return _estimated(one, found) if ranks.first else None
 
 
-def _estimate_or_nan(operator: SymmetricOperator, settings: Settings) -> Estimate:
+def _estimate_or_nan(
+    operator: SymmetricOperator, settings: Settings, scratch: Path | None
+) -> Estimate:
     """Return the estimates of a matrix, or NaN for each where a product is not finite."""
     try:
-        found = _extremes(operator, settings)
+        found = _extremes(operator, settings, scratch)
         if settings.method == "lanczos":
             return found
-        return _with_density(found, _density(operator, settings, ALONE))
+        return _with_density(found, _density(operator, settings, ALONE, scratch))
     except NonFiniteError:
         return _not_finite(operator.size)
 
@@ -361,21 +373,26 @@ def _not_finite(size: int) -> Estimate:
     return Estimate(size, math.nan, [], [], [], math.nan, NOTHING, NOTHING, None, [], 0)
 
 
-def _density(operator: SymmetricOperator, settings: Settings, ranks: Ranks) -> SpectralMeasure:
+def _density(
+    operator: SymmetricOperator, settings: Settings, ranks: Ranks, scratch: Path | None
+) -> SpectralMeasure:
     return spectral_measure(
         operator,
         num_probes=settings.num_probes,
         num_steps=min(settings.num_steps, operator.size),
         seed=settings.seed,
         ranks=ranks,
+        scratch=scratch,
     )
 
 
-def _extremes(operator: SymmetricOperator, settings: Settings) -> Estimate:
+def _extremes(operator: SymmetricOperator, settings: Settings, scratch: Path | None) -> Estimate:
     """Return the extreme eigenvalues and the bound on κ, without a density."""
     size, seed = operator.size, settings.seed
-    pairs = extreme_eigenpairs(operator, num=min(settings.num, size), which="both", seed=seed)
-    kappa = condition_number(operator, seed=seed)
+    pairs = extreme_eigenpairs(
+        operator, num=min(settings.num, size), which="both", seed=seed, scratch=scratch
+    )
+    kappa = condition_number(operator, seed=seed, scratch=scratch)
     return Estimate(
         size=size,
         tolerance=kappa.floor,

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,22 +12,25 @@ from torch import nn
 
 from hessian_lab.errors import ResourceError
 from hessian_lab.fields.volume import Volume
+from hessian_lab.measures.traffic import Basis, Traffic, basis_traffic, dense_traffic
+from hessian_lab.probe.conditioning import DEFAULT_STEPS
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
+from hessian_lab.probe.density import BLOCK_SIZE
 from hessian_lab.probe.eigenpairs import default_basis
 from hessian_lab.probe.hessian import closed_network, closed_numbers
 from hessian_lab.probe.kept_graph import trainable
 from hessian_lab.probe.lanczos import require_basis
 from hessian_lab.probe.linearized import Matrix
-from hessian_lab.probe.memory import available_bytes, readable, require_bytes
+from hessian_lab.probe.memory import available_bytes, fits, readable, require_bytes
 from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.scratch import CURE, check_scratch, disk_rates, require_disk
+from hessian_lab.probe.spectrum import spectrum_bytes
 from hessian_lab.signal import Signal
 
 Method = Literal["auto", "dense", "lanczos", "slq"]
 METHODS = ("auto", "dense", "lanczos", "slq")
 # Above this, a dense spectrum takes more than some ten minutes on a few cores.
 DENSE_LIMIT = 20_000
-# Copies of the matrix that Hessian and eigenvalue problem hold together.
-DENSE_COPIES = 3
 # Size of the matrix that the machine is timed on.
 TIMED_SIZE = 768
 # Steps of a search for extreme pairs and for further copies, as they usually come out.
@@ -48,6 +52,9 @@ class Plan:
         needed_bytes: The most memory that a checkpoint takes.
         available_bytes: What is free now; None where nothing tells.
         seconds: What measuring takes, predicted from this machine's speed at small sizes.
+        disk_bytes: The most that lies in scratch files at a time; 0 where memory holds everything.
+        disk_seconds: Which part of ``seconds`` the traffic of that disk takes.
+        scratch: The directory of these files; None without one.
     """
 
     method: str
@@ -58,6 +65,9 @@ class Plan:
     needed_bytes: int
     available_bytes: int | None
     seconds: float
+    disk_bytes: int = 0
+    disk_seconds: float = 0.0
+    scratch: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return every field."""
@@ -65,11 +75,18 @@ class Plan:
 
     def __str__(self) -> str:
         free = "" if self.available_bytes is None else f" of {readable(self.available_bytes)} free"
+        disk = ""
+        if self.disk_bytes:
+            disk = (
+                f"disk        {readable(self.disk_bytes)} in {self.scratch}, "
+                f"{duration(self.disk_seconds)} of the time\n"
+            )
         return (
             f"method      {self.method} ({self.reason})\n"
             f"parameters  {self.num_parameters:,}\n"
             f"points      {self.num_points:,}\n"
             f"memory      {readable(self.needed_bytes)}{free}\n"
+            f"{disk}"
             f"time        about {duration(self.seconds)} for {self.num_checkpoints} checkpoints, "
             "training not counted"
         )
@@ -84,10 +101,13 @@ def duration(seconds: float) -> str:
     return f"{float(f'{value:.2g}'):g} {unit}"
 
 
-def chosen_method(method: Method, model: nn.Module, num_points: int) -> tuple[str, str]:
+def chosen_method(
+    method: Method, model: nn.Module, num_points: int, scratch: Path | None = None
+) -> tuple[str, str]:
     """Return how the spectrum of a model is measured, and why.
 
-    ``auto`` is dense iff n ≤ 20,000 and the matrix and its copies fit, else ``slq``.
+    ``auto`` is dense iff n ≤ 20,000 and the matrix and its copies fit, else ``slq``. With
+    ``scratch`` the matrix itself may lie in a file there.
     """
     if method != "auto":
         return method, "as asked"
@@ -95,32 +115,43 @@ def chosen_method(method: Method, model: nn.Module, num_points: int) -> tuple[st
     if size > DENSE_LIMIT:
         return "slq", f"{size:,} parameters, more than {DENSE_LIMIT:,}: too many for dense"
     try:
-        require_dense(model, num_points)
+        require_dense(model, num_points, scratch)
     except ResourceError:
         return "slq", f"a dense matrix of {size:,} parameters does not fit"
     return "dense", f"{size:,} parameters, at most {DENSE_LIMIT:,}, and it fits"
 
 
-def require_dense(model: nn.Module, num_points: int) -> None:
-    """Check that matrix and eigenvalue problem of a model fit, before it is trained.
+def require_dense(model: nn.Module, num_points: int, scratch: Path | None = None) -> bool:
+    """Return whether the matrix must lie in a file, after checking that it can be measured.
 
     Raises:
-        ResourceError: If they do not.
+        ResourceError: If matrix and eigenvalue problem do not fit in memory nor, with ``scratch``,
+            the problem alone there and the matrix on the disk.
+        UsageError: If ``scratch`` does not take files, or the device is another than the CPU.
     """
-    size = num_parameters(model)
-    require_bytes(
-        dense_bytes(model, num_points),
-        f"The dense Hessian of {size} parameters and its copies for the eigenvalues",
-        device=trainable(model)[0].device,
-        cure="Measure a smaller network (--width, --depth, --octaves), or use --method slq.",
-    )
+    size, device = num_parameters(model), trainable(model)[0].device
+    needed = dense_bytes(model, num_points)
+    cure = "Measure a smaller network (--width, --depth, --octaves), or use --method slq."
+    if scratch is not None:
+        check_scratch(scratch, device)
+    if scratch is None or fits(needed, device):
+        cure = f"{cure} {CURE}" if scratch is None and device.type == "cpu" else cure
+        what = f"The dense Hessian of {size} parameters and its copies for the eigenvalues"
+        require_bytes(needed, what, device=device, cure=cure)
+        return False
+    what = f"The eigenvalue problem of {size} parameters"
+    require_bytes(spectrum_bytes(size, device), what, device=device, cure=cure)
+    what = f"The dense Hessian of {size} parameters"
+    require_disk(scratch, 8 * size**2, what, cure="Free some space, or use another --scratch.")
+    return True
 
 
-def require_search(model: nn.Module, num: int) -> None:
+def require_search(model: nn.Module, num: int, scratch: Path | None = None) -> None:
     """Check that the search for ``num`` eigenpairs at each end fits, before a model is trained.
 
     Raises:
-        ResourceError: If it does not.
+        ResourceError: If it does not fit in memory nor, with ``scratch``, on the disk.
+        UsageError: If ``scratch`` does not take files, or the device is another than the CPU.
     """
     size = num_parameters(model)
     one = trainable(model)[0]
@@ -131,6 +162,7 @@ def require_search(model: nn.Module, num: int) -> None:
         dtype=one.dtype,
         device=one.device,
         cure="Measure a smaller network (--width, --depth, --octaves).",
+        scratch=scratch,
     )
 
 
@@ -150,25 +182,45 @@ def plan(
     num_probes: int,
     num_steps: int,
     layers: bool = False,
+    scratch: Path | None = None,
 ) -> Plan:
-    """Return what a measurement would take; times a few small matrices, or one product."""
-    name, reason = chosen_method(method, model, signal.num_points)
+    """Return what a measurement would take; times a few small matrices, or one product.
+
+    With ``scratch``, of what does not fit in memory the disk's share is told, and its speed timed
+    on a file of 64 MiB there.
+    """
+    name, reason = chosen_method(method, model, signal.num_points, scratch)
     size = num_parameters(model)
     blocks = layer_sizes(model) if layers else []
+    there = available_bytes(signal.coords.device)
+    if scratch is not None:
+        check_scratch(scratch, signal.coords.device)
+    # Without a scratch nothing is short: what does not fit is told as it is.
+    room = there if scratch is not None else None
     if name == "dense":
         needed = dense_bytes(model, signal.num_points)
         each = _dense_seconds(model, signal.num_points, blocks)
+        traffic = dense_traffic(size, room) if room is not None and needed > room else Traffic()
+        if traffic.held:
+            needed = spectrum_bytes(size, signal.coords.device)
     else:
         steps = min(num_steps, size) if name == "slq" else 0
         width = trainable(model)[0].element_size()
-        held = max(num_probes * steps, default_basis(size, min(2 * num, size)))
         # A product with a layer's block is one with the whole.
         products = sum(
             num_probes * min(steps, part) + min(TYPICAL_SEARCH, part) for part in (size, *blocks)
         )
         each_product, stored = _product_cost(model, signal, matrix)
-        needed = held * size * width + stored
+        searched = default_basis(size, min(2 * num, size))
+        runs = [
+            Basis(1, searched, size * width),
+            Basis(1, min(DEFAULT_STEPS, size), size * width),
+            Basis(min(num_probes, BLOCK_SIZE), steps, size * width, blocks=num_probes / BLOCK_SIZE),
+        ]
+        needed, traffic = basis_traffic(runs, None if room is None else room - stored)
+        needed += stored
         each = products * each_product
+    disk_seconds = traffic.seconds(disk_rates(scratch)) if traffic.held and scratch else 0.0
     return Plan(
         method=name,
         reason=reason,
@@ -176,8 +228,11 @@ def plan(
         num_points=signal.num_points,
         num_checkpoints=num_checkpoints,
         needed_bytes=needed,
-        available_bytes=available_bytes(signal.coords.device),
-        seconds=each * num_checkpoints,
+        available_bytes=there,
+        seconds=(each + disk_seconds) * num_checkpoints,
+        disk_bytes=traffic.held,
+        disk_seconds=disk_seconds * num_checkpoints,
+        scratch=None if scratch is None else str(scratch),
     )
 
 
@@ -196,8 +251,9 @@ def training_seconds(model: nn.Module, signal: Signal, steps: list[int]) -> floa
 
 def dense_bytes(model: nn.Module, num_points: int) -> int:
     """Return the most memory that matrix and eigenvalue problem take, in double precision."""
-    size = num_parameters(model)
-    return 8 * max(DENSE_COPIES * size**2, size**2 + closed_numbers(model, num_points))
+    size, device = num_parameters(model), trainable(model)[0].device
+    beside = max(spectrum_bytes(size, device), 8 * closed_numbers(model, num_points))
+    return 8 * size**2 + beside
 
 
 def layer_sizes(model: nn.Module) -> list[int]:

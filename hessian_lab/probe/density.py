@@ -21,6 +21,8 @@ from hessian_lab.probe.vectors import Distribution, probes
 
 __all__ = ["SpectralMeasure", "spectral_measure"]
 
+# Probes that are multiplied at once, and whose Lanczos vectors are held together.
+BLOCK_SIZE = 16
 # A probe with a smaller share than this outside a space says nothing of what is there.
 SMALLEST_REST = 1e-6
 TINY = torch.finfo(torch.float64).tiny
@@ -36,7 +38,7 @@ def spectral_measure(
     distribution: Distribution = "rademacher",
     settle: bool = True,
     deflate: int = 0,
-    block_size: int = 16,
+    block_size: int = BLOCK_SIZE,
     ranks: Ranks = ALONE,
     scratch: Path | None = None,
 ) -> SpectralMeasure:

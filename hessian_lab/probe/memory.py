@@ -56,6 +56,12 @@ def _sharers() -> int:
     return max(1, int(text)) if _divided.get() and text.isdigit() else 1
 
 
+def fits(needed: int, device: torch.device) -> bool:
+    """Tell whether ``needed`` bytes can be taken, as far as anything tells."""
+    there = available_bytes(device)
+    return there is None or needed <= there
+
+
 def require_bytes(needed: int, what: str, *, device: torch.device, cure: str) -> None:
     """Check that ``needed`` bytes can be taken.
 

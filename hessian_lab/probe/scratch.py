@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from hessian_lab.errors import ResourceError, UsageError
-from hessian_lab.probe.memory import available_bytes, readable, require_bytes
+from hessian_lab.probe.memory import fits, readable, require_bytes
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CPU = torch.device("cpu")
 # File systems that lie in memory themselves.
 IN_MEMORY = ("tmpfs", "ramfs")
 MOUNTS = Path("/proc/self/mountinfo")
@@ -42,29 +43,31 @@ class DiskRates:
     read: float
 
 
-def check_scratch(directory: Path) -> None:
+def check_scratch(directory: Path, device: torch.device = CPU) -> None:
     """Check that temporary files can be made in a directory, and that they would lie on a disk.
 
     Raises:
-        UsageError: If not.
+        UsageError: If not, or if what they are for is on another device than the CPU.
     """
+    if device.type != "cpu":
+        raise UsageError(f"scratch must be used on the CPU, got {device}.")
     try:
         with tempfile.TemporaryFile(dir=directory) as file:
-            device = os.fstat(file.fileno()).st_dev
+            number = os.fstat(file.fileno()).st_dev
     except OSError as error:
         raise UsageError(
             f"scratch must be a directory to write in, {directory}: {error.strerror}."
         ) from None
-    kind = _file_system(device)
+    kind = _file_system(number)
     if kind in IN_MEMORY:
         raise UsageError(
             f"scratch must lie on a disk, {directory} is a {kind}: it takes memory itself."
         )
 
 
-def _file_system(device: int) -> str:
+def _file_system(number: int) -> str:
     """Return the kind of the file system of a device number; empty where nothing tells."""
-    name = f"{os.major(device)}:{os.minor(device)}"
+    name = f"{os.major(number)}:{os.minor(number)}"
     with contextlib.suppress(OSError):
         for line in MOUNTS.read_text().splitlines():
             mount, _, rest = line.partition(" - ")
@@ -208,11 +211,8 @@ def require_room(
             cure = f"{cure} {CURE}"
         require_bytes(needed + extra, what, device=device, cure=cure)
         return False
-    if device.type != "cpu":
-        raise UsageError(f"scratch must be used on the CPU, got {device}.")
-    check_scratch(scratch)
-    there = available_bytes(device)
-    if there is None or needed + extra <= there:
+    check_scratch(scratch, device)
+    if fits(needed + extra, device):
         return False
     require_bytes(extra, f"{what}, in a file, and what is done with it", device=device, cure=cure)
     require_disk(scratch, needed, what, cure="Free some space, or use another scratch.")

@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from hessian_lab.probe.memory import available_bytes, require_bytes
+from hessian_lab.probe.memory import fits, require_bytes
 
 LADDER = tuple(10.0**-exponent for exponent in range(3, 14))
 # Two triangles that rounding alone tells apart differ by less than this many eps of the largest.
@@ -218,9 +218,8 @@ def _eigenvalues(matrix: Tensor, alive: Tensor | None) -> Tensor:
     """Return the eigenvalues of a matrix, of some of its rows and columns if given, on the CPU."""
     device, size = matrix.device, len(matrix) if alive is None else int(alive.sum())
     copied = alive is not None or matrix.dtype != torch.float64
-    there = available_bytes(device)
     # LAPACK of SciPy may work on the copy itself; that of torch copies, and is faster.
-    short = there is not None and spectrum_bytes(size, device, copied=True) > there
+    short = not fits(spectrum_bytes(size, device, copied=True), device)
     sparing = copied and short and device.type == "cpu"
     require_bytes(
         spectrum_bytes(size, device, copied=copied and not sparing),
