@@ -228,22 +228,21 @@ def _eigenvalues(matrix: Tensor, alive: Tensor | None) -> Tensor:
         cure="Measure a smaller network, or take products: spectral_measure, --method slq.",
     )
     if sparing:
-        return _overwriting(matrix, alive, size)
+        return _overwriting(matrix, alive)
     places = None if alive is None else alive.nonzero().squeeze(1)
     core = matrix if places is None else matrix[places.unsqueeze(1), places]
     values: Tensor = torch.linalg.eigvalsh(core.double()).cpu()
     return values
 
 
-def _overwriting(matrix: Tensor, alive: Tensor | None, size: int) -> Tensor:
+def _overwriting(matrix: Tensor, alive: Tensor | None) -> Tensor:
     """Return the eigenvalues, with a single copy of the matrix."""
-    core, start = np.empty((size, size), order="F"), 0
-    for first in range(0, len(matrix), TILE):
-        rows = matrix[first : first + TILE]
-        if alive is not None:
-            rows = rows[alive[first : first + TILE]][:, alive]
-        core[:, start : start + len(rows)] = rows.numpy().T
-        start += len(rows)
+    if alive is None:
+        alive = torch.ones(len(matrix), dtype=torch.bool)
+    places = alive.nonzero().squeeze(1)
+    core = np.empty((len(places), len(places)), order="F")
+    for column, row in enumerate(places.tolist()):
+        core[:, column] = matrix[row][places].numpy()
     values = eigh(core, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
     return torch.from_numpy(values)
 
