@@ -211,11 +211,12 @@ def plan(
             num_probes * min(steps, part) + min(TYPICAL_SEARCH, part) for part in (size, *blocks)
         )
         each_product, stored = _product_cost(model, signal, matrix)
+        at_once = min(num_probes, BLOCK_SIZE)
         searched = default_basis(size, min(2 * num, size))
         runs = [
             Basis(1, searched, size * width),
             Basis(1, min(DEFAULT_STEPS, size), size * width),
-            Basis(min(num_probes, BLOCK_SIZE), steps, size * width, blocks=num_probes / BLOCK_SIZE),
+            Basis(at_once, steps, size * width, blocks=num_probes / at_once),
         ]
         needed, traffic = basis_traffic(runs, None if room is None else room - stored)
         needed += stored
