@@ -129,12 +129,11 @@ class _CurvatureOperator(SymmetricOperator):
         """Use the operator on the first rank alone, while the others ``serve``; then let them go.
 
         So an algorithm whose decisions depend on rounding runs once, and its vectors are kept once.
+        An exception does not let them go: it may have come within a product. It must end the job.
         """
-        try:
-            yield
-        finally:
-            if not self.ranks.alone:
-                self.ranks.header(RELEASE, 0)
+        yield
+        if not self.ranks.alone:
+            self.ranks.header(RELEASE, 0)
 
     def serve(self) -> None:
         """Take part in the products of the first rank until it lets go; on all ranks but it."""
