@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hessian_lab.errors import UsageError
 from hessian_lab.losses import Loss
 from hessian_lab.probe.checks import (
     check_model,
@@ -64,7 +65,7 @@ class _CurvatureOperator(SymmetricOperator):
         self.ranks = ranks
         self.num_points = count_points(Points(data, chunk_size=chunk))
         if self.num_points < ranks.count:
-            raise ValueError(
+            raise UsageError(
                 f"data must hold a point for every rank, got {self.num_points} for {ranks.count} "
                 "ranks. Start fewer."
             )
@@ -197,11 +198,11 @@ def _own_points(points: Points) -> int:
     """Return how many points a rank has.
 
     Raises:
-        ValueError: If it has none.
+        UsageError: If it has none.
     """
     total = sum(len(targets) for _, targets in points)
     if not total:
-        raise ValueError(
+        raise UsageError(
             "every rank must have a point of some batch, this one has none. Hand in larger batches."
         )
     return total
