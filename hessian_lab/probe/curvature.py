@@ -123,7 +123,8 @@ class _CurvatureOperator(SymmetricOperator):
         if self.ranks.alone:
             return self._products(rows).T
         self._require_asked(PRODUCT, len(rows))
-        return self._summed(self.ranks.spread(rows))
+        # What the others were given is theirs: it may share its memory with ``rows``.
+        return self._summed(rows if self.ranks.first else torch.empty_like(rows))
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -145,8 +146,7 @@ class _CurvatureOperator(SymmetricOperator):
             if kind == DIAGONAL:
                 self._diagonal()
                 continue
-            rows = torch.empty(width, self.size, dtype=self.dtype, device=self.device)
-            self._summed(self.ranks.spread(rows))
+            self._summed(torch.empty(width, self.size, dtype=self.dtype, device=self.device))
 
     def _require_asked(self, kind: int, width: int) -> None:
         """Check that this rank is asked for what the first one is.
@@ -161,8 +161,8 @@ class _CurvatureOperator(SymmetricOperator):
             )
 
     def _summed(self, rows: Tensor) -> Tensor:
-        """Return the product [n, k] with the points of all ranks."""
-        return self.ranks.total(self._products(rows).contiguous()).T
+        """Return the product [n, k] with the first rank's rows [k, n], of the points of all."""
+        return self.ranks.total(self._products(self.ranks.spread(rows)).contiguous()).T
 
     def _diagonal(self) -> Tensor | None:
         """Return the diagonal [n] over the points of all ranks, or None without a closed form."""

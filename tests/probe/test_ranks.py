@@ -64,7 +64,10 @@ def _found(ranks):
                 operator.size, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
             )
             found[name, matrix, "products"] = (operator @ block).numpy()
-            found[name, matrix, "one"] = (operator @ block[:, 0]).numpy()
+            vector = block[:, 0].clone() + ranks.rank
+            found[name, matrix, "one"] = (operator @ vector).numpy()
+            # The first rank's vector counts, and nobody else's is touched.
+            assert torch.equal(vector, block[:, 0] + ranks.rank)
             chunked = kind(field, mse, signal, ranks=ranks, chunk_size=13)
             found[name, matrix, "chunks"] = (chunked @ block).numpy()
             diagonal = operator.known_diagonal()
