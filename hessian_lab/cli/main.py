@@ -55,6 +55,7 @@ def _main(arguments: list[str]) -> int:
         print(SHORT_HELP, end="")
         return DONE
     args = parse(*build(), arguments)
+    args.words = arguments
     with _logs(args):
         try:
             return int(_module(args.command).run(args))
