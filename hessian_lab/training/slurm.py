@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hessian_lab.errors import UsageError
 from hessian_lab.training.grid import shard
 from hessian_lab.training.setup import Setup
+from hessian_lab.training.sweep import check_optimizers, sweep
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -43,8 +44,6 @@ class Share:
 
     def __call__(self, index: int) -> dict[str, int]:
         """Train share ``index``, from 1, and return how many of its runs have which status."""
-        from hessian_lab.training.sweep import sweep
-
         logging.basicConfig(level=logging.INFO, format="hessian-lab: %(message)s")
         done = sweep(
             self.setups,
@@ -66,6 +65,8 @@ class Share:
 def submit(share: Share, options: Mapping[str, Any]) -> list[str]:
     """Submit an array of jobs, one for each share, and return their ids.
 
+    Slurm queues a job again, three times at most, whose time is over.
+
     Args:
         share: What they do.
         options: Of Slurm, such as ``partition``, and ``time``, in minutes, which must be given:
@@ -84,6 +85,7 @@ def submit(share: Share, options: Mapping[str, Any]) -> list[str]:
             "runs hessian-lab sweep … --shard array."
         ) from None
     cluster, given = _checked(options)
+    check_optimizers(share.setups)
     executor = submitit.AutoExecutor(folder=share.out / FOLDER, cluster=cluster)
     try:
         executor.update_parameters(**given)

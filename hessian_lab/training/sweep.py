@@ -130,7 +130,7 @@ def sweep(
     path, names = Path(out), tuple(varied)
     if (path / RECORD).exists():
         raise UsageError(f"out must not be a run itself, {path} is one. Choose another --out.")
-    _check_options(setups)
+    check_optimizers(setups)
     make_directory(path)
     grid = named_devices(setups)
     table = _Table(path, grid, names)
@@ -183,8 +183,12 @@ class _Table:
         return set(found["run"][found["status"] == "refused"])
 
 
-def _check_options(setups: Iterable[Setup]) -> None:
-    """Make every optimizer once, over a few parameters."""
+def check_optimizers(setups: Iterable[Setup]) -> None:
+    """Make every optimizer once, over a few parameters.
+
+    Raises:
+        UsageError: For an option that one of them does not have.
+    """
     for one in {(each.optimizer, repr(each.options)): each for each in setups}.values():
         configured(str(one.optimizer), nn.Linear(1, 1), one.lr, one.options)
 
