@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 def _printed(findings: "Iterator[Finding]") -> "Iterator[Finding]":
     """Print each finding as soon as there is one."""
     for one in findings:
-        print(f"{one.status:<6} {one.seconds:5.2f} s  {one.name:<18}  {one.told}", flush=True)
+        print(f"{one.status:<6} {one.seconds:4.2f} s {one.name:<18}  {one.told}", flush=True)
         yield one
 
 
