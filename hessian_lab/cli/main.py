@@ -26,6 +26,7 @@ hessian-lab: a microscope for the loss landscape of neural fields.
   hessian-lab trace --act sine       its trace, with the error
   hessian-lab train --act sine       train, and keep the trajectory
   hessian-lab list acts              what there is: acts, signals, optimizers
+  hessian-lab doctor                 whether this machine computes what it should
   hessian-lab info                   versions and machine, to paste into an issue
 
 hessian-lab COMMAND --help tells the rest.

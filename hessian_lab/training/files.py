@@ -137,12 +137,13 @@ def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
         UsageError: If another live process holds it and shall not be waited for, or its file system
             has no locks.
     """
+    here = f" on {platform.node()[:64]}"
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            holder = os.read(descriptor, 128).decode().strip() or "unknown"
+            holder = os.read(descriptor, 128).decode().removesuffix(here) or "unknown"
             raise UsageError(
                 f"out must not be in use, another process (pid {holder}) is writing {directory}. "
                 "Wait for it, or use another directory."
@@ -155,7 +156,7 @@ def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
                 f"({error.strerror}). Mount it with them (Lustre: -o flock), or write elsewhere."
             ) from None
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()} on {platform.node()}".encode()[:128])
+        os.write(descriptor, f"{os.getpid()}{here}".encode())
         yield
     finally:
         os.close(descriptor)
