@@ -37,6 +37,9 @@ _HOMES = {
     "HessianOperator": "hessian_lab.probe.curvature",
     "GGNOperator": "hessian_lab.probe.curvature",
     "layer_blocks": "hessian_lab.probe.layers",
+    "join": "hessian_lab.probe.ranks",
+    "Ranks": "hessian_lab.probe.ranks",
+    "shared_hessian": "hessian_lab.probe.sharding",
     "extreme_eigenpairs": "hessian_lab.probe.eigenpairs",
     "Eigenpairs": "hessian_lab.probe.eigenpairs",
     "spectral_measure": "hessian_lab.probe.density",
@@ -72,6 +75,7 @@ __all__ = [
     "KiloRadiance",
     "MatrixOperator",
     "RadianceField",
+    "Ranks",
     "Run",
     "ScaledOperator",
     "Setup",
@@ -93,6 +97,7 @@ __all__ = [
     "frobenius_norm",
     "hessian_terms",
     "jacobi",
+    "join",
     "layer_blocks",
     "load_run",
     "load_scene",
@@ -104,6 +109,7 @@ __all__ = [
     "plot_density",
     "plot_spectrum",
     "row_norms",
+    "shared_hessian",
     "spectral_measure",
     "spectrum",
     "stack_fields",
@@ -136,7 +142,9 @@ if TYPE_CHECKING:
     from hessian_lab.probe.measure import SpectralMeasure
     from hessian_lab.probe.norms import frobenius_norm, row_norms
     from hessian_lab.probe.operators import MatrixOperator, ScaledOperator, SymmetricOperator
+    from hessian_lab.probe.ranks import Ranks, join
     from hessian_lab.probe.scaling import equilibration, jacobi
+    from hessian_lab.probe.sharding import shared_hessian
     from hessian_lab.probe.spectrum import Spectrum, spectrum
     from hessian_lab.probe.stacked_hessian import stacked_hessians
     from hessian_lab.probe.trace import trace

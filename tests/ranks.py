@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -46,6 +47,8 @@ def _child(work, arguments, variables, folder, pipe):
     import torch
 
     os.environ.update(variables)
+    # The server ignores it, and with it its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     os.chdir(folder)
     rank = variables["RANK"]

@@ -16,5 +16,6 @@ COMMANDS = {
     "report": "hessian_lab.cli.report",
     "data": "hessian_lab.cli.data",
     "list": "hessian_lab.cli.list",
+    "doctor": "hessian_lab.cli.doctor",
     "info": "hessian_lab.cli.info",
 }

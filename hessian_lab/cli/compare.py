@@ -59,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.measures.compare import compare
     from hessian_lab.plots.compare import plot_comparison
     from hessian_lab.plots.style import save
+    from hessian_lab.training.devices import named_devices
     from hessian_lab.training.files import finite
 
+    tuning = named_devices(tuning)
     names = [name for name in varied if name not in ("lr", "seed")]
     groups = {tuple(getattr(one, name) for name in names) for one in tuning}
     total = len(tuning) + len(groups) * len(seeds)

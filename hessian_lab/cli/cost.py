@@ -34,7 +34,9 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument("--act", type=one_of(list(ACTIVATIONS)), default="gaussian", metavar="NAME")
     for name, default in (("width", 256), ("depth", 4), ("batch-size", 512), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=number(int), default=default, metavar="N")
-    parser.add_argument("--device", default="cpu", metavar="NAME")
+    parser.add_argument(
+        "--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1, … or auto (cpu)"
+    )
     parser.add_argument("--out", metavar="STEM", default="runs/cost", help="figure (runs/cost)")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"
@@ -55,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.measures.cost import Problem, measure_cost
     from hessian_lab.plots.cost import plot_cost
     from hessian_lab.plots.style import save
+    from hessian_lab.training.devices import named_device
 
+    args.device = named_device(args.device)
     names_of = [entry.name for entry in fields(Problem) if hasattr(args, entry.name)]
     problem = Problem(**{name: getattr(args, name) for name in names_of})
     costs = measure_cost(

@@ -90,7 +90,12 @@ def _numbers(text: str) -> float | tuple[float, ...]:
 
 
 def given_setup(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of ``Setup`` that were given on the command line."""
+    """Return the fields of ``Setup`` that were given on the command line; a device by its name."""
+    if getattr(args, "device", None) == "auto":
+        from hessian_lab.training.devices import named_device
+
+        # In its place, so that it is found out, and told, once.
+        args.device = named_device(args.device)
     names = [entry.name for entry in fields(Setup)]
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "options" in given:

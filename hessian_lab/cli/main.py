@@ -27,6 +27,7 @@ hessian-lab: a microscope for the loss landscape of neural fields.
   hessian-lab trace --act sine       its trace, with the error
   hessian-lab train --act sine       train, and keep the trajectory
   hessian-lab list acts              what there is: acts, signals, optimizers
+  hessian-lab doctor                 whether this machine computes what it should
   hessian-lab info                   versions and machine, to paste into an issue
 
 hessian-lab COMMAND --help tells the rest.
@@ -56,6 +57,7 @@ def _main(arguments: list[str]) -> int:
         print(SHORT_HELP, end="")
         return DONE
     args = parse(*build(), arguments)
+    args.words = arguments
     with _logs(args):
         try:
             with joined(args):

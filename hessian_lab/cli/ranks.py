@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import hessian_lab
 from hessian_lab.cli.parser import one_of
-from hessian_lab.errors import RankError, UsageError
+from hessian_lab.errors import UsageError
 
 if TYPE_CHECKING:
     from hessian_lab.probe.ranks import Ranks
@@ -62,22 +62,13 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
             f"{args.command} runs in one process, {os.environ['WORLD_SIZE']} were started. Start "
             f"it without torchrun; {', '.join(RANKED)} take several."
         )
-    from hessian_lab.probe.ranks import join, leave
+    from hessian_lab.probe.ranks import join
 
-    ranks = join(device=getattr(args, "device", "cpu"))
-    args.ranks = ranks
-    args.quiet = args.quiet or not ranks.first
-    assert ranks.watch is not None
-    try:
+    with join(device=getattr(args, "device", "cpu")) as ranks:
+        args.ranks = ranks
+        args.quiet = args.quiet or not ranks.first
         ranks.require_agreement(_asked(args))
         yield
-        leave(ranks)
-    except RankError:
-        ranks.watch.stop()
-        raise
-    except BaseException as error:
-        ranks.watch.fail(str(error) or type(error).__name__)
-        raise
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:

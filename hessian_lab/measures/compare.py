@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from hessian_lab.errors import UsageError
+from hessian_lab.training.devices import named_devices
 from hessian_lab.training.grid import shown
 from hessian_lab.training.run import load_run
 from hessian_lab.training.setup import Setup
@@ -118,7 +119,7 @@ def compare(
     Raises:
         UsageError: If a group has no rate with which every seed finishes.
     """
-    path = Path(out)
+    path, setups = Path(out), named_devices(setups)
     told = tuple(dict.fromkeys(("optimizer", *varied)))
     tuning = sweep(setups, out=path, varied=told, jobs=jobs, watch=watch)
     groups = tuple(name for name in told if name not in (RATE, SEED))
@@ -153,7 +154,7 @@ def _best(tuning: Sweep, setups: Sequence[Setup], groups: Sequence[str]) -> list
 
 
 def _curve(runs: Sweep, row: dict[str, Any], groups: Sequence[str]) -> pd.DataFrame:
-    run = load_run(runs.path / row["run"])
+    run = load_run(runs.path / row["run"], device="cpu")
     columns = ["step", "wall_s", "evaluations", "loss", "psnr"]
     entries = {name: row.get(name, shown(getattr(run.setup, name))) for name in (*groups, SEED)}
     curve: pd.DataFrame = run.metrics[columns].assign(**entries)

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -17,7 +17,7 @@ from hessian_lab.measures.live_bytes import peak_bytes
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import make_optimizer
 from hessian_lab.probe.memory import require_bytes
-from hessian_lab.training.run import usable_device
+from hessian_lab.training.devices import usable_device
 from hessian_lab.training.setup import Setup
 
 UNIT = "adam"
@@ -113,6 +113,7 @@ def measure_cost(
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}.")
     problem = problem or Problem()
+    problem = replace(problem, device=str(usable_device(problem.device)))
     _require_room(problem)
     unit = _Runner(UNIT, problem)
     unit.period()
@@ -154,7 +155,7 @@ def _require_room(problem: Problem) -> None:
     require_bytes(
         (8 * size + 4 * layers) * getattr(torch, problem.dtype).itemsize,
         f"A step on a field of {size} parameters",
-        device=usable_device(problem.device),
+        device=torch.device(problem.device),
         cure="Measure a smaller one (--width, --depth, --batch-size).",
     )
 
@@ -166,7 +167,7 @@ class _Runner:
         self.options = PERIODIC.get(name, {})
         self.num_steps = PERIODS.get(name, 10)
         dtype = getattr(torch, problem.dtype)
-        device = usable_device(problem.device)
+        device = torch.device(problem.device)
         self.model: nn.Module = make_field(
             problem.act,
             problem.num_inputs,

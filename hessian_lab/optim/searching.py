@@ -13,6 +13,7 @@ from hessian_lab.errors import NonFiniteError
 from hessian_lab.optim.contract import Closure, Contract, flat, like, order_of
 from hessian_lab.optim.preconditioner import Preconditioner, dense_preconditioner
 from hessian_lab.optim.wolfe import DECREASE, Evaluate, Trial, armijo, strong_wolfe
+from hessian_lab.probe.precision import shortcuts
 
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
 # The loss and gradient of one batch, computed twice, agree to this many roundings.
@@ -374,7 +375,8 @@ def warn_of_searches(optimizer: Searching) -> None:
             "other. Use the full batch, or large mini-batches.",
             stacklevel=3,
         )
-    rough = torch.get_float32_matmul_precision() != "highest"
+    # torch's own question for all backends at once raises where they were set one by one.
+    rough = any(each.startswith("cuda.matmul") for each in shortcuts())
     if rough and any(
         value.is_cuda and value.dtype == torch.float32 for value in optimizer.parameters
     ):

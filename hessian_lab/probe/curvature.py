@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hessian_lab.errors import UsageError
 from hessian_lab.losses import Loss
 from hessian_lab.probe.checks import (
     check_model,
@@ -64,7 +65,7 @@ class _CurvatureOperator(SymmetricOperator):
         self.ranks = ranks
         self.num_points = count_points(Points(data, chunk_size=chunk))
         if self.num_points < ranks.count:
-            raise ValueError(
+            raise UsageError(
                 f"data must hold a point for every rank, got {self.num_points} for {ranks.count} "
                 "ranks. Start fewer."
             )
@@ -122,19 +123,19 @@ class _CurvatureOperator(SymmetricOperator):
         if self.ranks.alone:
             return self._products(rows).T
         self._require_asked(PRODUCT, len(rows))
-        return self._summed(self.ranks.spread(rows))
+        # What the others were given is theirs: it may share its memory with ``rows``.
+        return self._summed(rows if self.ranks.first else torch.empty_like(rows))
 
     @contextmanager
     def leading(self) -> Iterator[None]:
         """Use the operator on the first rank alone, while the others ``serve``; then let them go.
 
         So an algorithm whose decisions depend on rounding runs once, and its vectors are kept once.
+        An exception does not let them go: it may have come within a product. It must end the job.
         """
-        try:
-            yield
-        finally:
-            if not self.ranks.alone:
-                self.ranks.header(RELEASE, 0)
+        yield
+        if not self.ranks.alone:
+            self.ranks.header(RELEASE, 0)
 
     def serve(self) -> None:
         """Take part in the products of the first rank until it lets go; on all ranks but it."""
@@ -145,8 +146,7 @@ class _CurvatureOperator(SymmetricOperator):
             if kind == DIAGONAL:
                 self._diagonal()
                 continue
-            rows = torch.empty(width, self.size, dtype=self.dtype, device=self.device)
-            self._summed(self.ranks.spread(rows))
+            self._summed(torch.empty(width, self.size, dtype=self.dtype, device=self.device))
 
     def _require_asked(self, kind: int, width: int) -> None:
         """Check that this rank is asked for what the first one is.
@@ -161,8 +161,8 @@ class _CurvatureOperator(SymmetricOperator):
             )
 
     def _summed(self, rows: Tensor) -> Tensor:
-        """Return the product [n, k] with the points of all ranks."""
-        return self.ranks.total(self._products(rows).contiguous()).T
+        """Return the product [n, k] with the first rank's rows [k, n], of the points of all."""
+        return self.ranks.total(self._products(self.ranks.spread(rows)).contiguous()).T
 
     def _diagonal(self) -> Tensor | None:
         """Return the diagonal [n] over the points of all ranks, or None without a closed form."""
@@ -198,11 +198,11 @@ def _own_points(points: Points) -> int:
     """Return how many points a rank has.
 
     Raises:
-        ValueError: If it has none.
+        UsageError: If it has none.
     """
     total = sum(len(targets) for _, targets in points)
     if not total:
-        raise ValueError(
+        raise UsageError(
             "every rank must have a point of some batch, this one has none. Hand in larger batches."
         )
     return total

@@ -1,22 +1,23 @@
 """Full precision inside curvature code, whatever the caller has allowed elsewhere."""
 
 import threading
-from contextlib import ContextDecorator, ExitStack
+from collections.abc import Iterator
+from contextlib import ContextDecorator, ExitStack, contextmanager
 from typing import Any
 
 import torch
 
 # What may be shortened: to TF32 on a GPU, to bfloat16 on some CPUs.
-_BACKENDS: tuple[Any, ...] = (
-    torch.backends.cuda.matmul,
-    *(
-        getattr(library, kind)
-        for library, kinds in (
-            (torch.backends.cudnn, ("conv", "rnn")),
-            (torch.backends.mkldnn, ("matmul", "conv", "rnn")),
-        )
-        for kind in kinds
-    ),
+_KINDS = (
+    ("cuda", "matmul", "tf32"),
+    ("cudnn", "conv", "tf32"),
+    ("cudnn", "rnn", "tf32"),
+    ("mkldnn", "matmul", "bf16"),
+    ("mkldnn", "conv", "bf16"),
+    ("mkldnn", "rnn", "bf16"),
+)
+_BACKENDS: tuple[Any, ...] = tuple(
+    getattr(getattr(torch.backends, library), kind) for library, kind, _ in _KINDS
 )
 _EXACT = ("ieee", "none")
 _DEVICES = ("cpu", "cuda")
@@ -46,6 +47,30 @@ class full_precision(ContextDecorator):
         _state.depth -= 1
         if not _state.depth:
             _state.stack.close()
+
+
+def shortcuts() -> list[str]:
+    """Return what is on that shortens numbers, such as ``cuda.matmul tf32`` or ``autocast cpu``."""
+    named = zip(_KINDS, _BACKENDS, strict=True)
+    on = [
+        f"{library}.{kind} {backend.fp32_precision}"
+        for (library, kind, _), backend in named
+        if backend.fp32_precision not in _EXACT
+    ]
+    return on + [f"autocast {each}" for each in _DEVICES if torch.is_autocast_enabled(each)]
+
+
+@contextmanager
+def switched_on() -> Iterator[None]:
+    """Switch every shortcut of a backend on, to see that it goes off, and back to what it was."""
+    former = [backend.fp32_precision for backend in _BACKENDS]
+    try:
+        for backend, (_, _, shortest) in zip(_BACKENDS, _KINDS, strict=True):
+            backend.fp32_precision = shortest
+        yield
+    finally:
+        for backend, precision in zip(_BACKENDS, former, strict=True):
+            backend.fp32_precision = precision
 
 
 def _switched_off() -> ExitStack:

@@ -151,19 +151,42 @@ def num_ranks() -> int:
     return int(text)
 
 
-def join(*, device: str = "cpu") -> Ranks:
-    """Return the ranks of the job that a launcher such as ``torchrun`` has started.
+@contextmanager
+def join(*, device: str = "cpu") -> Iterator[Ranks]:
+    """Join the job that a launcher such as ``torchrun`` has started, and leave it at the end.
 
-    Alone where none has. A rank that fails from now on, or falls silent, ends all the others with
-    its reason within a minute; see ``Watch``.
+    Alone where none has. An exception ends all other ranks with its text within a minute, and so
+    does a rank that falls silent; see ``Watch``::
+
+        with join() as ranks:
+            hessian = HessianOperator(model, loss, signal, ranks=ranks)
 
     Args:
         device: ``cuda`` where tensors on GPUs are to be exchanged too, by NCCL; others by gloo.
 
     Raises:
         UsageError: If the launcher's environment is incomplete, or a backend is missing.
-        RankError: If the others do not come.
+        RankError: If the others do not come, or one of them fails.
     """
+    ranks = _joined(device)
+    if ranks.watch is None:
+        yield ranks
+        return
+    try:
+        yield ranks
+        # Nobody leaves before all are done.
+        ranks.total(torch.zeros(1))
+    except RankError:
+        ranks.watch.stop()
+        raise
+    except BaseException as error:
+        ranks.watch.fail(str(error) or type(error).__name__)
+        raise
+    ranks.watch.stop()
+    dist.destroy_process_group()
+
+
+def _joined(device: str) -> Ranks:
     if num_ranks() == 1:
         return ALONE
     missing = [name for name in ENVIRONMENT if name not in os.environ]
@@ -184,15 +207,6 @@ def join(*, device: str = "cpu") -> Ranks:
         raise RankError(f"the {num_ranks()} ranks must come together: {said}") from error
     watch.start()
     return Ranks(rank, count, watch)
-
-
-def leave(ranks: Ranks) -> None:
-    """Wait until every rank is done, and take leave of them."""
-    if ranks.watch is None:
-        return
-    ranks.total(torch.zeros(1))
-    ranks.watch.stop()
-    dist.destroy_process_group()
 
 
 def _backend(device: str) -> str:

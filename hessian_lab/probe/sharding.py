@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hessian_lab.errors import UsageError
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.losses import Loss
 from hessian_lab.probe.closed_bands import split, sum_slab
@@ -42,14 +43,15 @@ def shared_hessian(
     two of traffic per rank.
 
     Raises:
-        ValueError: For another matrix, or fewer points than ranks.
+        ValueError: For another matrix.
+        UsageError: For fewer points than ranks.
         TypeError: If signal and parameters differ in dtype.
         ResourceError: If the matrix does not fit, before it is allocated.
     """
     if matrix not in MATRICES:
         raise ValueError(f"matrix must be one of {', '.join(MATRICES)}, got {matrix!r}.")
     if signal.num_points < ranks.count:
-        raise ValueError(
+        raise UsageError(
             f"signal must have a point for every rank, got {signal.num_points} for {ranks.count} "
             "ranks. Start fewer."
         )

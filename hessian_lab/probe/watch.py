@@ -57,10 +57,19 @@ class Watch(threading.Thread):
                 self._end(reason)
 
     def stop(self) -> None:
-        """Leave the others in peace: this rank is done."""
+        """Leave the others in peace: this rank is done.
+
+        The first waits a moment until all have said so: they may meet at a store of its process.
+        """
         self._stopped.set()
+        self.join()
         with contextlib.suppress(RuntimeError):
             self.store.add(_beat_of(self.rank), LEFT)
+            deadline = time.monotonic() + GRACE
+            waits = self.rank == 0 and not self._noticed.is_set()
+            for other in self.others if waits else ():
+                while self.store.add(_beat_of(other), 0) < LEFT and time.monotonic() < deadline:
+                    time.sleep(BEAT / 100)
 
     def fail(self, reason: str) -> None:
         """Tell the others why this rank ends, and give them a moment to take note."""

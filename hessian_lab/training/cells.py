@@ -15,9 +15,10 @@ from hessian_lab.fields.kilo_radiance import KiloRadiance, targets
 from hessian_lab.fields.radiance import RadianceField
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Source
+from hessian_lab.training.devices import named_device, usable_device
 from hessian_lab.training.files import locked, make_directory, write_atomically
 from hessian_lab.training.loop import using_threads
-from hessian_lab.training.run import Run, field_of, fill, flat, usable_device
+from hessian_lab.training.run import Run, field_of, fill, flat
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 from hessian_lab.training.tile_files import claim, read_tiles
 from hessian_lab.training.tiles import TileRun, Watch, check_setup, train_blocks
@@ -177,6 +178,7 @@ def train_cells(
     model = _taught(teacher)
     known = {name: getattr(teacher.setup, name) for name in ("signal", "size", "points", "samples")}
     setup = replace(setup, **known, views=None, directions=None).resolved()
+    setup = replace(setup, device=named_device(setup.device))
     check_setup(setup)
     model = model.to(usable_device(setup.device))
     found = occupied_cells(model, cells, points)

@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from hessian_lab.errors import InputError, ResourceError, UsageError
 from hessian_lab.probe.scratch import NO_ROOM
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -107,24 +109,37 @@ def make_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a directory for this process; the lock goes with the process, however it ends.
 
+    Args:
+        directory: What to hold, also against processes of other machines that share it.
+        wait: Whether to wait for another process that holds it.
+
     Raises:
-        UsageError: If another live process holds it.
+        UsageError: If another live process holds it and shall not be waited for, or its file system
+            has no locks.
     """
+    here = f" on {platform.node()[:64]}"
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode().strip() or "unknown"
+            holder = os.read(descriptor, 128).decode().removesuffix(here) or "unknown"
             raise UsageError(
                 f"out must not be in use, another process (pid {holder}) is writing {directory}. "
                 "Wait for it, or use another directory."
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UsageError(
+                f"out must be on a file system with locks, that of {directory} refuses them "
+                f"({error.strerror}). Mount it with them (Lustre: -o flock), or write elsewhere."
+            ) from None
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        os.write(descriptor, f"{os.getpid()}{here}".encode())
         yield
     finally:
         os.close(descriptor)

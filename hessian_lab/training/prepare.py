@@ -18,6 +18,7 @@ from hessian_lab.losses import LOSSES, Loss
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals import is_path, load_signal
+from hessian_lab.training.devices import named_device, usable_device
 from hessian_lab.training.files import write_json
 from hessian_lab.training.provenance import peak_memory_bytes, provenance
 from hessian_lab.training.run import (
@@ -31,7 +32,6 @@ from hessian_lab.training.run import (
     field_of,
     flat,
     read_record,
-    usable_device,
     write_signal,
 )
 from hessian_lab.training.setup import Setup, digest, identity
@@ -84,12 +84,14 @@ def prepare(
 ) -> Prepared:
     """Check a setup, load its signal and build its model; nothing is written."""
     setup = setup.resolved()
+    setup = replace(setup, device=named_device(setup.device))
     device = usable_device(setup.device)
     data = signal if signal is not None else load_signal(setup.signal, **setup.excerpt)
     fitted = data.to(dtype=getattr(torch, setup.dtype), device=device)
     if model is None:
         _require_field(setup, data)
-        network: nn.Module = field_of(setup, data.coords.shape[1], data.values.shape[1])
+        placed = replace(setup, device=str(device))
+        network: nn.Module = field_of(placed, data.coords.shape[1], data.values.shape[1])
     else:
         network = copy.deepcopy(model).to(device=device, dtype=getattr(torch, setup.dtype))
     setup = setup.with_checkpoints(sum(value.numel() for value in network.parameters()))

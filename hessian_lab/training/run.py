@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from hessian_lab.errors import InputError, UsageError
+from hessian_lab.errors import InputError
 from hessian_lab.fields.mlp import CoordinateMLP, make_field
 from hessian_lab.fields.radiance import RadianceField, make_radiance_field
 from hessian_lab.losses import LOSSES, Loss
 from hessian_lab.signal import Signal, Source
 from hessian_lab.signals import load_signal
+from hessian_lab.training.devices import usable_device
 from hessian_lab.training.files import read_json, write_atomically
 from hessian_lab.training.setup import Setup, setup_from_json
 from hessian_lab.training.trajectory import read_trajectory
@@ -214,26 +215,6 @@ class Run:
         return field_of(replace(self.setup, device=self.device), *self.record["shape"])
 
 
-def usable_device(name: str) -> torch.device:
-    """Return the device of a name.
-
-    Raises:
-        UsageError: If there is no such device here.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"device must be cpu, cuda or cuda:N, got {name!r}.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"device must be available, got {name!r}: torch sees "
-            f"{torch.cuda.device_count()} CUDA devices here. Use --device cpu."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device must be cpu, cuda or cuda:N, got {name!r}.")
-    return device
-
-
 def field_of(setup: Setup, num_inputs: int, num_outputs: int) -> CoordinateMLP | RadianceField:
     """Return the freshly initialised field that a resolved setup describes."""
     if setup.samples is None:
@@ -292,7 +273,8 @@ def load_run(
         path: A run directory.
         model: The module, where it was a user's own; its parameters do not matter.
         loss: The loss, where it was a user's own.
-        device: Where to put models and signal; by default where it was trained.
+        device: Where to put models and signal, as ``usable_device`` has it; by default where it
+            was trained.
 
     Raises:
         InputError: If the directory is missing, no run, of a newer format, or damaged.
@@ -312,14 +294,14 @@ def load_run(
             f"run must have {record['num_parameters']} parameters, its trajectory has "
             f"{rows.shape[1]}."
         )
-    usable_device(device or setup.device)
+    place = usable_device(device or setup.device)
     return Run(
         path=directory,
         setup=setup,
         record=record,
         steps=steps,
         metrics=_read_metrics(directory, count),
-        device=device or setup.device,
+        device=str(place),
         module=model,
         own_loss=loss,
     )

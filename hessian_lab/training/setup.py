@@ -99,7 +99,10 @@ class Setup:
     batch_size: int | None = flag(None, "points per step (all)")
     seed: int = flag(0, "seed of the initialisation and of the batches")
     dtype: str = flag("float64", "precision of the training", names=DTYPES)
-    device: str = flag("cpu", "cpu, cuda, cuda:1, …")
+    device: str = flag(
+        "cpu",
+        "cpu, cuda, cuda:1, … or auto: cuda if there is one; small fields are faster on cpu",
+    )
     threads: int | None = flag(None, "CPU threads (torch's default)")
 
     def resolved(self) -> "Setup":

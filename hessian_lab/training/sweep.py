@@ -14,16 +14,19 @@ from torch import nn
 
 from hessian_lab.errors import DivergenceError, ResourceError, UsageError
 from hessian_lab.optim.make import configured
-from hessian_lab.training.files import make_directory, write_atomically
+from hessian_lab.training.devices import named_devices, usable_device
+from hessian_lab.training.files import locked, make_directory, write_atomically
 from hessian_lab.training.grid import shown
 from hessian_lab.training.loop import train
-from hessian_lab.training.run import RECORD, RESUME, load_run
+from hessian_lab.training.run import RECORD, RESUME, load_run, read_record
 from hessian_lab.training.setup import Setup, digest
 from hessian_lab.training.workers import worker_pool, working
 
 TABLE = "sweep.csv"
 # What the runs of one optimizer may differ in and still be compared by their rates.
 RATE, SEED = "lr", "seed"
+# States of a run that no process changes any more.
+ENDED = ("done", "diverged")
 NUMBERS = ("loss", "psnr", "wall_s", "evaluations", "products")
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,11 @@ class Sweep:
     path: Path
     varied: tuple[str, ...]
     table: pd.DataFrame
+
+    def statuses(self) -> dict[str, int]:
+        """Return how many runs have which status."""
+        counts = self.table["status"].value_counts()
+        return {str(status): int(count) for status, count in counts.items()}
 
     def best(self) -> pd.DataFrame:
         """Return the best rate of every combination of the other fields, by the mean over seeds.
@@ -103,10 +111,12 @@ def sweep(
     """Train every setup, each in its own directory below ``out``; finished ones are not repeated.
 
     A killed sweep loses at most the unsaved steps of the runs in flight; the same call continues.
-    ``sweep.csv`` is written after every run.
+    ``sweep.csv`` is written after every run. Several machines may train their shares of a grid into
+    one directory at the same time, if its file system has locks: the table that the last one leaves
+    has all of them. Where all is done the table is made also without the device that trained.
 
     Args:
-        setups: Resolved setups; the whole grid.
+        setups: Resolved setups; the whole grid. ``auto`` becomes the device that is here.
         out: The directory.
         varied: The fields that differ, in the order of the table.
         jobs: Processes; each uses its share of the cores.
@@ -120,37 +130,67 @@ def sweep(
     path, names = Path(out), tuple(varied)
     if (path / RECORD).exists():
         raise UsageError(f"out must not be a run itself, {path} is one. Choose another --out.")
-    _check_options(setups)
+    check_optimizers(setups)
     make_directory(path)
-    refused: dict[str, str] = {}
-
-    def row_of(one: Setup) -> dict[str, Any]:
-        return _row(one, path, names, refused=_name(one) in refused)
-
-    rows = {_name(one): row_of(one) for one in setups}
-    for one, refusal in _trained(list(setups if ours is None else ours), path, jobs):
+    grid = named_devices(setups)
+    table = _Table(path, grid, names)
+    for one, refusal in _trained(grid if ours is None else named_devices(ours), path, jobs):
         if refusal:
-            refused[_name(one)] = refusal
+            table.refused.add(_name(one))
             logger.warning("%s: %s", _name(one), refusal)
-        rows[_name(one)] = row = row_of(one)
-        _write(path, rows.values())
+        table.write()
         if watch is not None:
-            watch(row)
-    # Other machines may have trained theirs meanwhile.
-    return Sweep(path, names, _write(path, map(row_of, setups)))
+            watch(table.rows[_name(one)])
+    return Sweep(path, names, table.write())
 
 
-def _check_options(setups: Iterable[Setup]) -> None:
-    """Make every optimizer once, over a few parameters."""
+class _Table:
+    """The rows of all runs of a sweep, of which other machines may train some at the same time.
+
+    Attributes:
+        rows: By the name of the run, as last seen.
+        refused: The runs that do not fit here.
+    """
+
+    def __init__(self, path: Path, setups: Sequence[Setup], varied: Sequence[str]) -> None:
+        self.path = path
+        self.setups = {_name(one): one for one in setups}
+        self.varied = varied
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.refused: set[str] = set()
+
+    def write(self) -> pd.DataFrame:
+        """Look at the runs that had not ended, write the table of all, and return it.
+
+        Under a lock: what another process has seen may be older, and must not be written later.
+        """
+        with locked(self.path, wait=True):
+            refused = self.refused | self._refused_elsewhere()
+            for name, one in self.setups.items():
+                if self.rows.get(name, {}).get("status") not in ENDED:
+                    self.rows[name] = _row(one, self.path, self.varied, refused=name in refused)
+            table = pd.DataFrame([self.rows[name] for name in self.setups])
+            text = table.to_csv(index=False).encode()
+            write_atomically(self.path / TABLE, lambda stream: stream.write(text))
+        return table
+
+    def _refused_elsewhere(self) -> set[str]:
+        """Return the runs that the table has as refused: nothing else on the disk says so."""
+        try:
+            found = pd.read_csv(self.path / TABLE, usecols=["run", "status"], dtype=str)
+        except (OSError, ValueError):
+            return set()
+        return set(found["run"][found["status"] == "refused"])
+
+
+def check_optimizers(setups: Iterable[Setup]) -> None:
+    """Make every optimizer once, over a few parameters.
+
+    Raises:
+        UsageError: For an option that one of them does not have.
+    """
     for one in {(each.optimizer, repr(each.options)): each for each in setups}.values():
         configured(str(one.optimizer), nn.Linear(1, 1), one.lr, one.options)
-
-
-def _write(path: Path, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    table = pd.DataFrame(list(rows))
-    text = table.to_csv(index=False).encode()
-    write_atomically(path / TABLE, lambda stream: stream.write(text))
-    return table
 
 
 def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[tuple[Setup, str]]:
@@ -176,6 +216,8 @@ def _trained(setups: list[Setup], path: Path, jobs: int) -> Iterator[tuple[Setup
 
 def _train_one(setup: Setup, path: Path) -> str:
     """Train a setup; return why it does not fit, if so."""
+    if _is_done_elsewhere(setup, path / _name(setup)):
+        return ""
     try:
         with working():
             train(setup, out=path / _name(setup))
@@ -184,6 +226,17 @@ def _train_one(setup: Setup, path: Path) -> str:
     except ResourceError as error:
         return str(error)
     return ""
+
+
+def _is_done_elsewhere(setup: Setup, place: Path) -> bool:
+    """Tell whether a run is complete whose device is not here."""
+    if not (place / RECORD).exists() or read_record(place)["status"] != "done":
+        return False
+    try:
+        usable_device(setup.device)
+    except UsageError:
+        return True
+    return False
 
 
 def _name(setup: Setup) -> str:
@@ -200,7 +253,7 @@ def _row(
     row |= dict.fromkeys(NUMBERS, math.nan)
     # Another process may have begun it and not yet saved a checkpoint.
     if (place / RECORD).exists() and (place / RESUME).exists():
-        run = load_run(place)
+        run = load_run(place, device="cpu")
         last = run.metrics.iloc[-1]
         row["status"] = run.record["status"]
         row |= {name: float(last[name]) for name in NUMBERS}

@@ -20,6 +20,7 @@ from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.scratch import require_disk
 from hessian_lab.signals.gif import gif_bytes
 from hessian_lab.signals.tiles import Tiled, load_tiles
+from hessian_lab.training.devices import named_device, usable_device
 from hessian_lab.training.files import (
     locked,
     make_directory,
@@ -28,7 +29,7 @@ from hessian_lab.training.files import (
     write_json,
 )
 from hessian_lab.training.loop import using_threads
-from hessian_lab.training.run import network_of, usable_device
+from hessian_lab.training.run import network_of
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 from hessian_lab.training.stacked_objective import CHUNK_NUMBERS, StackedObjective
 from hessian_lab.training.tile_files import (
@@ -146,7 +147,7 @@ def train_tiles(
     if block < 1:
         raise UsageError(f"block must be at least 1, got {block}.")
     asked_size = setup.size
-    setup = replace(setup.resolved(), size=asked_size)
+    setup = replace(setup.resolved(), size=asked_size, device=named_device(setup.device))
     check_setup(setup)
     usable_device(setup.device)
     image = _loaded(setup, tile, tile_frames)

@@ -143,9 +143,9 @@ def test_a_value_beyond_floating_point_is_named(tmp_path, words, name):
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("nonsense", "device must be cpu, cuda or cuda:N, got 'nonsense'"),
-        ("", "device must be cpu, cuda or cuda:N, got ''"),
-        ("meta", "device must be cpu, cuda or cuda:N, got 'meta'"),
+        ("nonsense", "device must be auto, cpu, cuda or cuda:N, got 'nonsense'"),
+        ("", "device must be auto, cpu, cuda or cuda:N, got ''"),
+        ("meta", "device must be auto, cpu, cuda or cuda:N, got 'meta'"),
         ("cuda:99", r"device must be available, got 'cuda:99': .* Use --device cpu\."),
         ("cuda", r"device must be available, got 'cuda': .* Use --device cpu\."),
     ],

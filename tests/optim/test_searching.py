@@ -292,12 +292,18 @@ def test_pairs_of_two_precisions_are_loaded_as_they_were():
         assert torch.equal(one, other)
 
 
-@pytest.fixture
-def rough_products():
-    former = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+@pytest.fixture(params=["for all at once", "of one backend"])
+def rough_products(request):
+    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    former = [each.fp32_precision for each in backends]
+    if request.param == "for all at once":
+        torch.set_float32_matmul_precision("high")
+    else:
+        backends[0].fp32_precision = "tf32"
     yield
-    torch.set_float32_matmul_precision(former)
+    torch.set_float32_matmul_precision("highest")
+    for each, precision in zip(backends, former, strict=True):
+        each.fp32_precision = precision
 
 
 @pytest.mark.usefixtures("rough_products")

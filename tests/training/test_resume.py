@@ -216,6 +216,19 @@ def test_an_empty_trajectory_is_allocated_anew(tmp_path):
     assert train(setup, out=tmp_path).complete
 
 
+def test_a_writer_on_another_machine_that_shares_the_directory_is_named(tmp_path, monkeypatch):
+    setup = Setup(size=6, width=4, depth=1, steps=2)
+    with monkeypatch.context() as there:
+        there.setattr("platform.node", lambda: "node7")
+        lock = locked(tmp_path)
+        lock.__enter__()
+    try:
+        with pytest.raises(UsageError, match=r"in use, .* \(pid \d+ on node7\)"):
+            train(setup, out=tmp_path)
+    finally:
+        lock.__exit__(None, None, None)
+
+
 def test_options_that_are_tuples_continue(tmp_path):
     options = {"betas": (0.8, 0.99)}
     setup = Setup(size=6, width=4, depth=1, steps=2, optimizer="adam", options=options)

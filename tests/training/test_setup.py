@@ -5,8 +5,9 @@ import pytest
 
 from hessian_lab.errors import UsageError
 from hessian_lab.optim import RECIPES
+from hessian_lab.training.devices import usable_device
 from hessian_lab.training.loop import make_optimizer
-from hessian_lab.training.run import checkpoint_steps, field_of, usable_device
+from hessian_lab.training.run import checkpoint_steps, field_of
 from hessian_lab.training.setup import Setup, digest, identity, setup_from_json
 
 
