@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from hessian_lab.measures.doctor_case import Case, Outcome, found
-from hessian_lab.measures.planning import DENSE_COPIES, DENSE_LIMIT
+from hessian_lab.measures.planning import DENSE_LIMIT
 from hessian_lab.probe.memory import available_bytes, readable
 from hessian_lab.probe.precision import full_precision, shortcuts, switched_on
+from hessian_lab.probe.spectrum import spectrum_bytes
 from hessian_lab.signals import load_signal
 from hessian_lab.signals.registry import entries, fault_of, place_of
 
@@ -92,7 +93,7 @@ def device(case: Case) -> Outcome:
 def memory(case: Case) -> Outcome:
     """Compare the free memory with what dense Hessians of the limit's size need."""
     free = available_bytes(case.device)
-    per_entry = 8 * DENSE_COPIES
+    per_entry = 8 + spectrum_bytes(1, case.device)
     needed = per_entry * DENSE_LIMIT**2
     if free is None:
         return Outcome(

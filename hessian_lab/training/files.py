@@ -1,5 +1,6 @@
 """Files that are whole or absent, and a directory that one process writes at a time."""
 
+import errno
 import fcntl
 import json
 import math
