@@ -269,9 +269,9 @@ def test_the_settings_outside_are_told():
 @pytest.mark.parametrize(
     ("free", "limited", "told"),
     [
-        (None, True, "nothing tells; n = 20,000 needs 8.94 GiB"),
-        (10 << 30, False, "10 GiB free; n = 20,000 needs 8.94 GiB"),
-        (24 * 5000**2, True, "572 MiB free; n = 20,000 needs 8.94 GiB: dense up to n = 5,000"),
+        (None, True, "nothing tells; n = 20,000 needs 5.96 GiB"),
+        (10 << 30, False, "10 GiB free; n = 20,000 needs 5.96 GiB"),
+        (16 * 5000**2, True, "381 MiB free; n = 20,000 needs 5.96 GiB: dense up to n = 5,000"),
     ],
 )
 def test_memory_is_told_and_fails_nothing(monkeypatch, free, limited, told):
