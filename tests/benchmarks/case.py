@@ -194,4 +194,3 @@ def ratios_against(row: dict[str, Any], against: str) -> Iterator[float]:
     for each in row["others"]:
         if "ratio" in each and against in (BEST, each["library"]):
             yield each["ratio"]
-

@@ -1,4 +1,7 @@
-"""The table of the README, from the record: ``python -m tests.benchmarks.readme_table`` writes it."""
+"""The table of the README, from the record.
+
+``python -m tests.benchmarks.readme_table`` writes it into the README.
+"""
 
 import re
 from pathlib import Path

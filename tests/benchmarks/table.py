@@ -57,7 +57,8 @@ def curve(entry: dict[str, Any]) -> str:
         return f"{head}\n  skipped: {entry['skipped']}"
     pairs = zip(entry["places"], entry["seconds"], strict=True)
     times = ", ".join(f"{place:,}: {spent:.3g} s" for place, spent in pairs)
-    return f"{head}\n  {entry['variable']}: {times}\n  {exponent(entry)}, theory {entry['theory']:g} ({entry['why']})"
+    theory = f"theory {entry['theory']:g} ({entry['why']})"
+    return f"{head}\n  {entry['variable']}: {times}\n  {exponent(entry)}, {theory}"
 
 
 def exponent(entry: dict[str, Any]) -> str:

@@ -69,9 +69,7 @@ def slq(quick: bool) -> Case:
 def quadrature_seconds(found: Problem, num_probes: int, num_steps: int) -> float:
     """Return the time of our quadrature, for curves."""
     operator = HessianOperator(found.model, mse, found.signal)
-    return seconds(
-        lambda: spectral_measure(operator, num_probes=num_probes, num_steps=num_steps)
-    )
+    return seconds(lambda: spectral_measure(operator, num_probes=num_probes, num_steps=num_steps))
 
 
 BUILDERS = {"density": slq}

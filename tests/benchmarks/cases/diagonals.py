@@ -21,9 +21,7 @@ def _case(found: Problem, name: str, *, rounds: int) -> Case:
         ours=Contender(OURS, lambda: lambda: exact_diagonal(found.model, mse, found.signal)),
         contenders=(
             Contender("BackPACK", lambda: backpack.diagonal(found)),
-            Contender(
-                "curvlinops", lambda: curvlinops.diagonal(found, BLOCK), how="n products"
-            ),
+            Contender("curvlinops", lambda: curvlinops.diagonal(found, BLOCK), how="n products"),
         ),
         deviation=lambda answer: relative(answer, reference),
         measure=MEASURE,

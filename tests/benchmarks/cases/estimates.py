@@ -1,6 +1,5 @@
 """Trace and largest eigenvalues, from products."""
 
-import torch
 from torch import Tensor
 
 from hessian_lab.losses import mse

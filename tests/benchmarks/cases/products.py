@@ -123,9 +123,7 @@ def block(quick: bool) -> Case:
 
 def wide(quick: bool) -> Case:
     """A wide field on many points, where matrix products are all there is."""
-    found = problem(
-        "gaussian", 5 if quick else 256, side=6 if quick else 128, dtype="float32"
-    )
+    found = problem("gaussian", 5 if quick else 256, side=6 if quick else 128, dtype="float32")
     work = "Hessian times a vector"
     return _case(
         "product-wide", found, 1, work, rounds=1 if quick else 5, targets=(Target(FLOOR, 1.15),)
@@ -170,4 +168,10 @@ def ggn(quick: bool) -> Case:
     )
 
 
-BUILDERS = {"product": one, "block": block, "product-wide": wide, "product-module": module, "ggn": ggn}
+BUILDERS = {
+    "product": one,
+    "block": block,
+    "product-wide": wide,
+    "product-module": module,
+    "ggn": ggn,
+}

@@ -36,9 +36,7 @@ def product(problem: Problem, vectors: Tensor, kind: str = "Hessian") -> Callabl
 def columns(problem: Problem, places: Tensor, block: int) -> Callable[[], Tensor]:
     """Columns [n, k] of the Hessian, by blocks of unit vectors."""
     matrix = operator(problem)
-    parts = [
-        units(problem.size, some, problem.parameters[0].dtype) for some in places.split(block)
-    ]
+    parts = [units(problem.size, some, problem.parameters[0].dtype) for some in places.split(block)]
     return lambda: torch.cat([matrix @ part for part in parts], dim=1)
 
 
