@@ -7,12 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from hessian_lab.plots.style import BLUE, CYCLE, VERMILLION, styled
+from hessian_lab.plots.style import BLACK, BLUE, CYCLE, styled
 
 NAME = "benchmarks"
 CAPTION = (
     "Left: others' seconds over ours for the same work in the same run, checked before it was "
-    "timed (median and range over rounds; red bars are targets; crosses are wrong or failed). "
+    "timed (median and range over rounds; bars are targets; crosses at the left are wrong answers, "
+    "errors, or not installed). "
     "Right: our seconds, and the exponents fitted to them with 95 % intervals, beside those of "
     "theory."
 )
@@ -57,7 +58,6 @@ def draw(record: dict[str, Any]) -> Figure:
 
 def _draw_ratios(axes: Axes, rows: list[dict[str, Any]]) -> None:
     colors = dict(zip(LIBRARIES, CYCLE, strict=True))
-    labelled: set[str] = set()
     for place, row in enumerate(rows):
         fastest: dict[str, dict[str, Any]] = {}
         for each in row["others"]:
@@ -66,17 +66,18 @@ def _draw_ratios(axes: Axes, rows: list[dict[str, Any]]) -> None:
                 fastest[each["library"]] = each
         shifts = np.linspace(-0.3, 0.3, len(fastest)) if len(fastest) > 1 else [0.0]
         for shift, (name, each) in zip(shifts, fastest.items(), strict=True):
-            label = None if name in labelled else name
-            labelled.add(name)
             color, height = colors[name], place + shift
             if "ratio" not in each:
-                axes.plot(1, height, "x", ms=3.5, color=color, label=label)
+                edge = axes.get_yaxis_transform()
+                axes.plot(0.02, height, "x", ms=3.5, color=color, transform=edge)
                 continue
             axes.plot([each["low"], each["high"]], [height] * 2, color=color, lw=1)
-            axes.plot(each["ratio"], height, "o", ms=3.5, color=color, label=label)
+            axes.plot(each["ratio"], height, "o", ms=3.5, color=color)
         for target in row["targets"]:
             if target["sign"] == "≥":
-                axes.plot([target["bound"]] * 2, [place - 0.42, place + 0.42], color=VERMILLION)
+                axes.plot([target["bound"]] * 2, [place - 0.42, place + 0.42], color=BLACK, lw=1.5)
+    for name, color in colors.items():
+        axes.plot([], [], "o", ms=3.5, color=color, label=name)
     axes.axvline(1, color="black", lw=0.6)
     axes.set_xscale("log")
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)

@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-# Threads that wander make some processes a third slower.
-os.environ.setdefault("OMP_PROC_BIND", "true")
+if __name__ == "__main__":
+    # Threads that wander make some processes a third slower.
+    os.environ.setdefault("OMP_PROC_BIND", "true")
 
 import torch
 

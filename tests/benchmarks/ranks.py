@@ -14,6 +14,7 @@ JOB = ("eigs", "--act", "sine", "--steps", "1", "--every", "1", "--method", "slq
 # The job whose time is told, and one of the same start and no work, which is subtracted.
 SIZES = {"whole": ("--width", str(WIDTH)), "start": ("--width", "4")}
 LONGEST = 300
+ROUNDS = 2
 
 
 class Unsupported(Exception):
@@ -29,7 +30,7 @@ def rank_seconds(rounds: int) -> dict[int, float] | str:
         _job(2, "start")
         return {
             count: statistics.median(
-                _job(count, "whole") - _job(count, "start") for _ in range(min(rounds, 3))
+                _job(count, "whole") - _job(count, "start") for _ in range(min(rounds, ROUNDS))
             )
             for count in counts
         }

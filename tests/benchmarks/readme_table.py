@@ -35,18 +35,19 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _row(row: dict[str, Any]) -> str:
-    ours = _time(row["ours"]["seconds"]) if "seconds" in row["ours"] else "**wrong**"
-    others = " · ".join([*_units(row), *_others(row)])
     targets = "; ".join(_target(each) for each in row["targets"])
-    return f"| {row['work']} | {ours} | {others} | {targets} |"
+    return f"| {row['work']} | {_ours(row)} | {' · '.join(_others(row))} | {targets} |"
+
+
+def _ours(row: dict[str, Any]) -> str:
+    if "seconds" not in row["ours"]:
+        return "**wrong**"
+    units = [f"{each['ratio']:.2f} × {each['label']}" for each in row["units"]]
+    return "; ".join([_time(row["ours"]["seconds"]), *units])
 
 
 def _time(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
-
-
-def _units(row: dict[str, Any]) -> list[str]:
-    return [f"ours is {each['ratio']:.2f} of {each['label']}" for each in row["units"]]
 
 
 def _others(row: dict[str, Any]) -> list[str]:

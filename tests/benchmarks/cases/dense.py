@@ -85,7 +85,7 @@ def small(quick: bool) -> Case:
         ours=_ours(found),
         contenders=(
             *_by_columns(found, everywhere, None),
-            Contender("torch.func.hessian", lambda: torch_hessian.whole(found), most_rounds=2),
+            Contender("torch.func.hessian", lambda: torch_hessian.whole(found), most_rounds=1),
             Contender("BackPACK", lambda: backpack.blocks(found), how="diagonal blocks only"),
         ),
         deviation=_largest(found),

@@ -61,7 +61,7 @@ def slq(quick: bool) -> Case:
         deviation=lambda answer: distance(*answer, exact),
         measure="1-Wasserstein distance of nodes and weights to the dense spectrum, over mean |λ|",
         tolerance=1.0 if quick else 0.1,
-        rounds=1 if quick else 5,
+        rounds=1 if quick else 3,
         targets=(Target(BEST, 2),),
     )
 
