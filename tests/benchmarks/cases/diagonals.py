@@ -5,7 +5,7 @@ import torch
 from hessian_lab.losses import mse
 from hessian_lab.probe.closed_diagonal import exact_diagonal
 from tests.benchmarks.case import OURS, Case, Contender
-from tests.benchmarks.cases.dense import BLOCK
+from tests.benchmarks.cases.dense import SMALL_BLOCKS
 from tests.benchmarks.peers import backpack, curvlinops
 from tests.benchmarks.problem import Problem, hessian_reference, problem, relative, units
 
@@ -21,7 +21,9 @@ def _case(found: Problem, name: str, *, rounds: int) -> Case:
         ours=Contender(OURS, lambda: lambda: exact_diagonal(found.model, mse, found.signal)),
         contenders=(
             Contender("BackPACK", lambda: backpack.diagonal(found)),
-            Contender("curvlinops", lambda: curvlinops.diagonal(found, BLOCK), how="n products"),
+            Contender(
+                "curvlinops", lambda: curvlinops.diagonal(found, SMALL_BLOCKS[0]), how="n products"
+            ),
         ),
         deviation=lambda answer: relative(answer, reference),
         measure=MEASURE,
