@@ -132,16 +132,21 @@ def test_an_answer_at_the_tolerance_agrees():
 def test_ratios_are_medians_of_those_of_each_round(clock):
     clock(ours=[1.0, 2.0, 4.0], **{"0": [10.0, 40.0, 20.0], "1": [1.0, 1.0, 1.0]}, unit=[4, 4, 4])
     unit = Unit("unit", lambda: lambda: None)
-    targets = Target(BEST, 4), Target(BEST, 6), Target(HAND, 4), Target("unit", 0.5)
+    targets = Target(BEST, 4), Target(BEST, 6), Target(HAND, 4), Target("unit", 0.6)
     row = run_case(
-        contest([1.0, 1.0], shares=(1.0, 0.05), units=(unit,), targets=(*targets, Target(WHOLE, 1)))
+        contest(
+            [1.0, 1.0],
+            shares=(1.0, 0.05),
+            units=(unit,),
+            targets=(*targets, Target("unit", 0.4), Target(WHOLE, 1)),
+        )
     )
     first, second = row["others"]
     assert (first["ratio"], first["low"], first["high"]) == (10.0, 5.0, 20.0)
     # A twentieth of the work was timed.
     assert (second["ratio"], second["seconds"]) == (10.0, 20.0)
     assert row["units"][0]["ratio"] == 0.5
-    assert [each["met"] for each in row["targets"]] == [True, True, True, True, None]
+    assert [each["met"] for each in row["targets"]] == [True, True, True, True, False, None]
 
 
 def test_the_best_of_the_others_counts(clock):
@@ -197,17 +202,38 @@ def test_exponents_and_margins_are_those_of_scipy():
     assert fitted(places[:2], seconds[:2]).margin is None
 
 
-def test_ranks_that_each_answer_for_themselves_share_nothing(monkeypatch):
+@pytest.fixture
+def jobs(monkeypatch):
+    """Let jobs on ranks end at once, and the clock say that they took long."""
+
     class Done:
         returncode = 0
-        stdout = '{"command": "eigs"}\n{"command": "eigs"}\n'
+        stdout = '{"command": "eigs"}\n'
+        now = 0.0
+
+    def run(command, **_):
+        count = int(command[4].removeprefix("--nproc-per-node="))
+        Done.now += 3 + (8 / count if "128" in command else 0)
+        return Done
 
     monkeypatch.setattr(ranks.os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(ranks.subprocess, "run", lambda *_, **__: Done)
+    monkeypatch.setattr(ranks.subprocess, "run", run)
+    monkeypatch.setattr(ranks.time, "perf_counter", lambda: Done.now)
+    return Done
+
+
+@pytest.mark.usefixtures("jobs")
+def test_the_start_of_ranks_is_not_counted():
+    assert ranks.rank_seconds(2) == {1: 8.0, 2: 4.0}
+
+
+def test_ranks_that_each_answer_for_themselves_share_nothing(jobs):
+    jobs.stdout *= 2
     assert "several answers" in ranks.rank_seconds(1)
-    Done.stdout = '{"command": "eigs"}\n'
-    assert set(ranks.rank_seconds(1)) == {1, 2}
-    Done.returncode = 3
+
+
+def test_why_ranks_are_not_timed_is_told(jobs, monkeypatch):
+    jobs.returncode = 3
     assert "status 3 on 2 ranks" in ranks.rank_seconds(1)
     monkeypatch.setattr(ranks.os, "cpu_count", lambda: 1)
     assert ranks.rank_seconds(1) == "needs two cores"

@@ -1,6 +1,5 @@
 """A case: one piece of work, done by us and by others, checked before it is timed."""
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -153,7 +152,8 @@ def _checked(case: Case, contender: Contender) -> _Checked:
         if own:
             raise
         return _Checked(contender, entry | {"verdict": RAISES, "note": first_line(error)}, None)
-    right = math.isfinite(deviation) and deviation <= case.tolerance
+    # What is no number is wrong.
+    right = deviation <= case.tolerance
     entry |= {"verdict": AGREES if right else WRONG, "deviation": deviation}
     return _Checked(contender, entry, run if right else None)
 

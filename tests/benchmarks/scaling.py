@@ -63,12 +63,16 @@ class Curve:
 
 
 def measured(curve: Curve, rounds: int) -> dict[str, Any]:
-    """Time a curve, its places in turns, and return its entry of the record."""
+    """Time a curve, its places in turns, and return its entry of the record.
+
+    A time is the least of its rounds: what disturbs a machine only adds, and here no ratio cancels
+    it.
+    """
     for work in curve.works.values():
         work()
     names = {str(place): work for place, work in curve.works.items()}
     times = interleaved(names, dict.fromkeys(names, rounds))
-    return entry(curve, [spread(spent).median for spent in times.values()], rounds)
+    return entry(curve, [spread(spent).low for spent in times.values()], rounds)
 
 
 def entry(curve: Curve, seconds: list[float], rounds: int) -> dict[str, Any]:
