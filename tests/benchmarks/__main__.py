@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     # Threads that wander make some processes a third slower.
@@ -22,6 +23,8 @@ from tests.benchmarks.case import run_case
 from tests.benchmarks.cases import builders
 from tests.benchmarks.record import header, write
 from tests.benchmarks.scaling import CURVES, RANKS, run_curve
+
+CURVE_ROUNDS = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,26 +50,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     chosen = args.only or names
-    start = time.perf_counter()
     head = header(quick=args.quick)
     print(told(head))
-    print(table.heading())
-    rows, curves = [], []
+    print(table.heading(), flush=True)
+    body: dict[str, Any] = {"seconds": 0.0, "rows": [], "curves": []}
+    start = time.perf_counter()
+
+    def done(kind: str, entry: dict[str, Any], text: str) -> None:
+        print(text, flush=True)
+        body[kind].append(entry)
+        body["seconds"] = time.perf_counter() - start
+        if args.record:
+            # A run that is killed leaves what it has.
+            write(args.record, head | {"kind": "unfinished"} | body)
+
     # Others warn of their own insides.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in (each for each in found if each in chosen):
-            rows.append(run_case(found[name](args.quick), most_rounds=args.rounds))
-            print(table.told(rows[-1]), flush=True)
+            row = run_case(found[name](args.quick), most_rounds=args.rounds)
+            done("rows", row, table.told(row))
         for name in (each for each in (*CURVES, RANKS) if each in chosen):
-            rounds = min(args.rounds or 3, 1 if args.quick else 3)
-            curves.append(run_curve(name, quick=args.quick, rounds=rounds))
-            print(table.curve(curves[-1]), flush=True)
-    spent = time.perf_counter() - start
-    print(f"\n{spent:.0f} s")
+            rounds = min(args.rounds or CURVE_ROUNDS, 1 if args.quick else CURVE_ROUNDS)
+            curve = run_curve(name, quick=args.quick, rounds=rounds)
+            done("curves", curve, table.curve(curve))
+    print(f"\n{body['seconds']:.0f} s")
     if args.record:
-        write(args.record, head | {"seconds": spent, "rows": rows, "curves": curves})
-    return int(any(each["met"] is False for row in rows for each in row["targets"]))
+        write(args.record, head | body)
+    return int(any(each["met"] is False for row in body["rows"] for each in row["targets"]))
 
 
 def told(head: dict[str, object]) -> str:
