@@ -19,7 +19,8 @@ SHORT = {"hessian-eigenthings": "eigenthings"}
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the table, and a line on the machine and the versions."""
-    lines = ["| work | ours | others, in times of ours | target |", "| --- | --: | --- | --- |"]
+    lines = [] if record["kind"] == "full" else [f"*Of a {record['kind']} run.*", ""]
+    lines += ["| work | ours | others, in times of ours | target |", "| --- | --: | --- | --- |"]
     lines += [_row(row) for row in record["rows"]]
     lines += ["", "| time grows with | exponent | theory |", "| --- | --: | --: |"]
     lines += [_curve(curve) for curve in record["curves"]]
