@@ -14,6 +14,9 @@ from tests.benchmarks.problem import Problem, problem
 from tests.benchmarks.timing import seconds
 
 GRID = 1024
+# Quadrature of k steps resolves range / k, here 1.7 mean |λ|, and no library comes nearer than a
+# quarter of mean |λ|; a lump of everything at zero would be off by 1.
+TOLERANCE = 0.4
 Nodes = tuple[Tensor, Tensor]
 
 
@@ -60,7 +63,7 @@ def slq(quick: bool) -> Case:
         ),
         deviation=lambda answer: distance(*answer, exact),
         measure="1-Wasserstein distance of nodes and weights to the dense spectrum, over mean |λ|",
-        tolerance=1.0 if quick else 0.1,
+        tolerance=0.9 if quick else TOLERANCE,
         rounds=1 if quick else 3,
         targets=(Target(BEST, 2),),
     )
