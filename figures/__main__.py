@@ -30,6 +30,7 @@ NAMES = (
     "sound_fields",
     "occupancy_convergence",
     "radiance_fields",
+    "benchmarks",
 )
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"

@@ -7,6 +7,8 @@ from hessian_lab.errors import InputError
 from hessian_lab.training.files import read_json
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
+# What makes a record that no study makes.
+MADE_BY = {"benchmarks": "tests.benchmarks --record data/results/benchmarks.json"}
 
 
 def read(name: str, directory: Path = RESULTS) -> dict[str, Any]:
@@ -17,5 +19,6 @@ def read(name: str, directory: Path = RESULTS) -> dict[str, Any]:
     """
     path = directory / f"{name}.json"
     if not path.exists():
-        raise InputError(f"record {path} must exist: make it with python -m analyses.{name}.")
+        command = MADE_BY.get(name, f"analyses.{name}")
+        raise InputError(f"record {path} must exist: make it with python -m {command}.")
     return read_json(path, "a record")

@@ -35,13 +35,15 @@ def test_main_job_of_the_first_command(tmp_path):
 
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    own, large, stepping = blocks("python")
+    own, large, stepping, shared = blocks("python")
     exec(own, {})
     assert (tmp_path / "eigenvalues.png").stat().st_size > 10_000
     exec(large, {})
     assert capsys.readouterr().out.count("≥") >= 2
     exec(stepping, {})
     assert "curvature_updates" in capsys.readouterr().out
+    exec(shared, {})
+    assert "tensor" in capsys.readouterr().out
 
 
 def test_further_commands_run(tmp_path, monkeypatch, capsys):
@@ -98,6 +100,22 @@ def test_commands_of_radiance_fields_run(tmp_path, monkeypatch, capsys):
     assert main([*shlex.split(eigs)[1:], *small]) == 0
     assert main([*shlex.split(distil)[1:], "--width", "6", "--steps", "5", "--quiet"]) == 0
     assert "occupied cells" in capsys.readouterr().out
+
+
+def test_commands_of_several_processes_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    doctor, eigs, trace, sweep = blocks("sh")[8].splitlines()
+    launcher, words = eigs.split(" -m hessian_lab ")
+    # Ranks have tests of their own; here the words that they are given.
+    assert launcher == "torchrun --nproc-per-node 2"
+    run = ["--size", "8", "--steps", "4", "--width", "6", "--quiet"]
+    assert main([*shlex.split(words), *run, "--out", "runs/mine"]) == 0
+    launcher, words = trace.split(" hessian_lab ")
+    assert launcher == "torchrun --nproc-per-node 2 -m --"
+    assert main(shlex.split(words)) == 0
+    assert main([*shlex.split(sweep)[1:], *run]) == 0
+    assert "8 runs: 4 done, 4 missing" in capsys.readouterr().out
+    assert doctor == "hessian-lab doctor"
 
 
 def test_commands_install_with_the_constraints_and_their_extra():

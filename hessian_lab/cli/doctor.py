@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hessian_lab.cli.parser import Parser, one_of
+from hessian_lab.cli.ranks import present
 from hessian_lab.names import plural
 from hessian_lab.training.setup import DTYPES
 
@@ -22,6 +23,7 @@ a field of 205 parameters. A note is of something scarce, nothing wrong.
 
   hessian-lab doctor
   hessian-lab doctor --device cuda:1 --dtype float32
+  torchrun --nproc-per-node 8 -m hessian_lab doctor
 
 Exit status: 0 all is well, 2 bad usage, 3 a check failed.
 """
@@ -52,13 +54,18 @@ def run(args: argparse.Namespace) -> int:
     """Examine the machine, print a line per check as it is done, and tell what failed."""
     import torch
 
-    from hessian_lab.measures.doctor import examine
+    from hessian_lab.measures.doctor import examine, of_all
     from hessian_lab.training.devices import named_device
     from hessian_lab.training.files import finite
     from hessian_lab.training.provenance import provenance
 
-    name = named_device(args.device)
-    findings = examine(name, args.dtype)
+    name, ranks = named_device(args.device), present(args)
+    findings = examine(name, args.dtype, ranks)
+    if not ranks.alone:
+        everyone = ranks.collected(list(findings))
+        findings = iter(of_all(everyone))
+    if not ranks.first:
+        return 0
     facts = provenance(torch.device(name))
     if args.json:
         done = list(findings)

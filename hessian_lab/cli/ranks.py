@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
     from hessian_lab.probe.ranks import Ranks
 
 # Commands whose measurements ranks divide.
-RANKED = ("eigs", "trace", "cond", "sparsity")
+RANKED = ("eigs", "trace", "cond", "sparsity", "doctor")
 # What ranks may be asked differently.
-OWN = ("ranks", "verbose", "quiet")
+OWN = ("ranks", "verbose", "quiet", "words")
 
 
 def add_split(parser: Any, *splits: str) -> None:
@@ -64,7 +65,12 @@ def joined(args: argparse.Namespace) -> Iterator[None]:
         )
     from hessian_lab.probe.ranks import join
 
-    with join(device=getattr(args, "device", "cpu")) as ranks:
+    device = getattr(args, "device", "cpu")
+    if re.fullmatch(r"cuda:\d+", device):
+        raise UsageError(
+            f"every rank must have a device of its own, got {device!r} for all. Use --device cuda."
+        )
+    with join(device=device) as ranks:
         args.ranks = ranks
         args.quiet = args.quiet or not ranks.first
         ranks.require_agreement(_asked(args))

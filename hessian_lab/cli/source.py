@@ -96,7 +96,16 @@ def _trained_by_first(args: argparse.Namespace, path: str) -> "Run":
             f"every rank must see the run, {path} is not here. Put --out on a file system that "
             "all machines share."
         )
-    return load_run(path, device=getattr(args, "device", None))
+    return _placed(args, load_run(path, device=getattr(args, "device", None)))
+
+
+def _placed(args: argparse.Namespace, run: "Run") -> "Run":
+    """Return a run on this rank's own device, where it was trained on one that it names."""
+    if present(args).alone or not run.device.startswith("cuda") or hasattr(args, "device"):
+        return run
+    from hessian_lab.training.run import load_run
+
+    return load_run(run.path, device="cuda")
 
 
 def source_model(args: argparse.Namespace) -> tuple["nn.Module", "Signal", list[int], bool]:
@@ -128,7 +137,7 @@ def _named(args: argparse.Namespace) -> "Run":
         raise UsageError("run must name a directory, got ''.")
     from hessian_lab.training.run import load_run
 
-    run = load_run(args.run, device=device)
+    run = _placed(args, load_run(args.run, device=device))
     if not run.complete:
         logger.warning(
             "%s ends at step %d of %d: measuring what is there",

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,8 @@ import torch
 from hessian_lab.measures import doctor_curvature as curvature
 from hessian_lab.measures import doctor_machine as machine
 from hessian_lab.measures.doctor_case import Case, Check, Outcome
+from hessian_lab.measures.doctor_ranks import shared_curvature
+from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.training.devices import usable_device
 
 Status = Literal["ok", "FAILED", "note"]
@@ -73,7 +76,9 @@ class Finding:
         return asdict(self)
 
 
-def examine(device: str = "auto", dtype: str = "float64") -> Iterator[Finding]:
+def examine(
+    device: str = "auto", dtype: str = "float64", ranks: Ranks = ALONE
+) -> Iterator[Finding]:
     """Yield what each check finds, one by one; a check that raises has failed, the others run.
 
     On a field of 205 parameters and 400 points, in a few seconds. Nothing is written but in the
@@ -83,12 +88,33 @@ def examine(device: str = "auto", dtype: str = "float64") -> Iterator[Finding]:
         device: What is examined, as ``usable_device`` has it.
         dtype: The precision of products; tolerances follow its epsilon. References are in double
             precision.
+        ranks: The processes that call this together, each of which examines its own device; one
+            more check is of what they compute together.
 
     Raises:
         UsageError: If there is no such device.
     """
     case = Case(usable_device(device), getattr(torch, dtype))
-    return (_finding(name, check, case) for name, check in _checks().items())
+    checks = _checks()
+    if not ranks.alone:
+        checks["ranks"] = partial(shared_curvature, ranks=ranks)
+    return (_finding(name, check, case) for name, check in checks.items())
+
+
+def of_all(findings: Sequence[Sequence[Finding]]) -> list[Finding]:
+    """Return one finding for each check of all ranks: the first that failed, or the first of all.
+
+    Args:
+        findings: Those of each rank, in the same order.
+    """
+    merged = []
+    for same in zip(*findings, strict=True):
+        failed = [rank for rank, one in enumerate(same) if one.failed]
+        one = same[failed[0] if failed else 0]
+        told = f"rank {', '.join(map(str, failed))}: {one.told}" if failed else one.told
+        seconds = max(each.seconds for each in same)
+        merged.append(replace(one, told=told, seconds=seconds))
+    return merged
 
 
 def _finding(name: str, check: Check, case: Case) -> Finding:

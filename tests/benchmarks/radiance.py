@@ -14,7 +14,7 @@ from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, trainable
 from hessian_lab.signals import load_signal
-from tests.benchmarks.dense_hessian import seconds
+from tests.benchmarks.timing import seconds
 
 ROUNDS = 5
 # Products by double backward that are timed; a whole matrix takes n of them.

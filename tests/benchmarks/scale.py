@@ -8,9 +8,13 @@ rates. ``docs/scale.md`` is its answer for 10⁸ parameters on 64 GPUs.
 
 import argparse
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 
@@ -19,6 +23,7 @@ from hessian_lab.losses import mse
 from hessian_lab.probe.curvature import HessianOperator
 from hessian_lab.probe.lanczos import orthogonalized
 from hessian_lab.signal import Signal
+from hessian_lab.training.files import write_json
 
 # Operations per weight of a hidden map and point: six products, two operations each.
 OPERATIONS = 12
@@ -76,6 +81,13 @@ class Model:
     def stored(self) -> float:
         """Bytes that linearizing keeps: four numbers per unit and point."""
         return 4 * self.depth * self.width * self.num_points * ITEM
+
+
+# The plan of docs/scale.md.
+PLAN, RANKS, STEPS = Model(width=3780, depth=8, num_points=1 << 20), 64, 80
+PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
+RECORD = PAGE.parents[1] / "data" / "results" / "scale.json"
+BEGIN, END = "<!-- plan: begin -->", "<!-- plan: end -->"
 
 
 @dataclass(frozen=True)
@@ -148,31 +160,82 @@ def readable(seconds):
     raise AssertionError
 
 
+def sum_rate(num_bytes=1 << 26):
+    """Return the bytes per second of a vector that two ranks of this machine add up."""
+    program = (
+        "import time, torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        f"one = torch.ones({num_bytes} // 4)\n"
+        "dist.all_reduce(one)\n"
+        "start = time.perf_counter()\n"
+        f"for _ in range({ROUNDS}): dist.all_reduce(one)\n"
+        f"if not dist.get_rank(): print({ROUNDS} * {num_bytes} / (time.perf_counter() - start))\n"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "sum.py"
+        path.write_text(program)
+        launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(path)]
+        done = subprocess.run(launch, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def measured():
+    """Return what is measured here, for the record."""
+    return {
+        "product": round(product_ratio(), 3),
+        "orthogonalization": round(orthogonalization_ratio(), 3),
+        "sum_bytes_per_second": float(f"{sum_rate():.3g}"),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table(found):
+    """Return the Markdown table of ``docs/scale.md`` for measured ratios."""
+    ratios = Ratios(found["product"], found["orthogonalization"])
+    one, ten = (
+        costs(PLAN, RANKS, Hardware(), ratios, vectors=vectors, steps=STEPS) for vectors in (1, 10)
+    )
+    lines = [
+        f"| {PLAN.size:.2g} parameters, {PLAN.num_points:,} points, {RANKS} ranks | |",
+        "| --- | --- |",
+        f"| operations of a product `H v` | {PLAN.operations:.2g} |",
+        f"| its time | {readable(one.product)} |",
+        f"| its traffic, each rank | {one.traffic / 1e9:.3g} GB, "
+        f"{readable(one.traffic_seconds)} at {Hardware().link / 1e9:.0f} GB/s |",
+        f"| stored activations, each rank | {one.stored / 1e9:.3g} GB |",
+    ]
+    for name, vectors, each in (("λmax, λmin", 1, one), ("density, 10 probes", 10, ten)):
+        products = vectors * STEPS * (each.product + each.traffic_seconds)
+        lines += [
+            f"| {name}: {vectors * STEPS} products | {readable(products)} |",
+            f"| its basis, on the first rank | {each.basis / 1e9:.3g} GB |",
+            f"| keeping it orthogonal | {readable(each.orthogonalization)} |",
+        ]
+    dense = PLAN.size**2 * 8
+    lines.append(f"| the dense matrix, float64 | {dense / 1e15:.2g} PB |")
+    return "\n".join(lines)
+
+
 def main():
-    """Print the ratios and the plan."""
+    """Print what is measured and what follows from it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--width", type=int, default=3780)
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--points", type=int, default=1 << 20)
-    parser.add_argument("--ranks", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--probes", type=int, default=10)
+    parser.add_argument("--record", type=Path, metavar="PATH", help="also write what is measured")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/scale.md")
     args = parser.parse_args()
-    ratios = Ratios(product_ratio(), orthogonalization_ratio())
-    model = Model(args.width, args.depth, args.points)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
-    print(f"measured: products at {ratios.product:.2f} of their matrix products' rate,")
-    print(f"orthogonalization at {ratios.orthogonalization:.2f} of a copy's")
-    for vectors in (1, args.probes):
-        found = costs(model, args.ranks, Hardware(), ratios, vectors=vectors, steps=args.steps)
-        print(f"\n{model.size:.3g} parameters, {model.num_points:,} points, {args.ranks} ranks,")
-        print(f"{vectors} × {args.steps} Lanczos steps")
-        print(f"a product        {model.operations:.2g} operations, {readable(found.product)}")
-        print(f"its traffic      {found.traffic / 1e9:.2g} GB, {readable(found.traffic_seconds)}")
-        print(f"stored per rank  {found.stored / 1e9:.3g} GB")
-        print(f"all products     {readable(vectors * args.steps * found.product)}")
-        print(f"basis            {found.basis / 1e9:.3g} GB on the first rank")
-        print(f"orthogonalizing  {readable(found.orthogonalization)} on the first rank")
+    found = measured()
+    if args.record:
+        write_json(args.record, found)
+    print(
+        f"torch {found['torch']}, {found['threads']} threads, float32\n"
+        f"products at {found['product']:.2f} of their matrix products' rate\n"
+        f"orthogonalization at {found['orthogonalization']:.2f} of a copy's\n"
+        f"sums over two ranks here at {found['sum_bytes_per_second'] / 1e9:.3g} GB/s\n"
+    )
+    print(table(found))
+    if args.write:
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

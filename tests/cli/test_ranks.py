@@ -218,6 +218,35 @@ def test_other_commands_run_in_one_process(command, monkeypatch, capsys, tmp_pat
     assert ", ".join(RANKED) in told
 
 
+def _broken_doctor(command):
+    if os.environ["RANK"] == "1":
+        products = HessianOperator._products
+        HessianOperator._products = lambda operator, rows: 1.001 * products(operator, rows)
+    return main(command)
+
+
+def test_the_doctor_examines_every_rank():
+    job = Job(_cli, 2, ["doctor", "--json"])
+    results, statuses = job.end()
+    assert results == statuses == [0, 0], job.text("err")
+    checks = {one["name"]: one for one in json.loads(job.text("out", 0))["checks"]}
+    assert checks["ranks"]["told"].startswith("2 ranks, ")
+    job = Job(_broken_doctor, 2, ["doctor", "--json"])
+    results, _ = job.end()
+    assert results == [3, 0]
+    checks = {one["name"]: one for one in json.loads(job.text("out", 0))["checks"]}
+    failed = {name for name, one in checks.items() if one["status"] == "FAILED"}
+    assert failed == {"double backward", "closed form", "finite differences", "ranks"}
+    assert checks["closed form"]["told"].startswith("rank 1: ")
+
+
+def test_ranks_do_not_share_a_device(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(["trace", "--device", "cuda:1"]) == 2
+    assert "every rank must have a device of its own" in capsys.readouterr().err
+
+
 def test_a_split_that_a_method_does_not_have_is_refused(run):
     job = Job(_cli, 2, ["eigs", "--run", str(run), "--method", "slq", "--split", "columns"])
     results, _ = job.end()
