@@ -166,7 +166,7 @@ def along(
 
 def along_training(
     run: Run,
-    measure: Callable[[Checkpoint, Preconditioner], Result],
+    measure: Callable[[Checkpoint, Preconditioner], Result | None],
     *,
     every: int,
     store: Store[Result],
@@ -188,7 +188,7 @@ def along_training(
         kept = _Kept(store, ranks)
         missing = kept.missing(chosen)
         ends = {turn[-1] for turn in _turns(missing, ranks.count)}
-        own: list[Result] = []
+        own: list[Result | None] = []
 
         def visit(step: int, model: nn.Module, optimizer: Contract) -> None:
             nonlocal reason

@@ -270,36 +270,52 @@ def measure_estimates(
         body=lambda results: finite(Estimates(run, settings, results).to_json()),
     )
 
+    how = _How(run.loss, settings, ranks, split, scratch)
+
+    def measure(one: Checkpoint) -> Estimated | None:
+        return _measure(one, how)
+
+    def measure_scaled(one: Checkpoint, preconditioner: Preconditioner) -> Estimated | None:
+        return _measure(one, how, preconditioner)
+
     if settings.preconditioned:
-
-        def measure_scaled(one: Checkpoint, preconditioner: Preconditioner) -> Estimated:
-            operator = preconditioner.precondition(_operator(one, run.loss, settings))
-            return _estimated(one, {"": _estimate_or_nan(operator, settings, scratch)})
-
         measured = along_training(
             run, measure_scaled, every=every, store=store, watch=watch, ranks=ranks
         )
-        return Estimates(run, settings, measured)
-
-    def measure(one: Checkpoint) -> Estimated | None:
-        if split == "checkpoints":
-            named = _named(_operator(one, run.loss, settings), settings)
-            found = {
-                name: _estimate_or_nan(each, settings, scratch) for name, each in named.items()
-            }
-            return _estimated(one, found)
-        return _measured_together(one, run.loss, settings, ranks, split, scratch)
-
-    measured = along(
-        run,
-        measure,
-        every=every,
-        store=store,
-        watch=watch,
-        ranks=ranks,
-        dealt=split == "checkpoints",
-    )
+    else:
+        dealt = split == "checkpoints"
+        measured = along(
+            run, measure, every=every, store=store, watch=watch, ranks=ranks, dealt=dealt
+        )
     return Estimates(run, settings, measured)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What the estimates at every checkpoint have in common; see ``measure_estimates``."""
+
+    loss: Loss
+    settings: Settings
+    ranks: Ranks
+    split: str
+    scratch: Path | None
+
+
+def _measure(
+    one: Checkpoint, how: _How, preconditioner: Preconditioner | None = None
+) -> Estimated | None:
+    """Return the estimates at a checkpoint; None on ranks that only take part in them."""
+    if how.split != "checkpoints":
+        return _measured_together(one, how)
+    plain = _operator(one, how)
+    if preconditioner is None:
+        named = _named(plain, how.settings)
+    else:
+        named = {"": preconditioner.precondition(plain)}
+    found = {
+        name: _estimate_or_nan(each, how.settings, how.scratch) for name, each in named.items()
+    }
+    return _estimated(one, found)
 
 
 def _estimated(one: Checkpoint, found: dict[str, Estimate]) -> Estimated:
@@ -308,11 +324,9 @@ def _estimated(one: Checkpoint, found: dict[str, Estimate]) -> Estimated:
     return Estimated(one.step, one.loss, one.psnr, one.loss_error, found[""], layers)
 
 
-def _operator(
-    one: Checkpoint, loss: Loss, settings: Settings, ranks: Ranks = ALONE
-) -> HessianOperator | GGNOperator:
-    kind = GGNOperator if settings.matrix == "ggn" else HessianOperator
-    return kind(one.model, loss, one.signal, chunk_size="auto", check=False, ranks=ranks)
+def _operator(one: Checkpoint, how: _How, ranks: Ranks = ALONE) -> HessianOperator | GGNOperator:
+    kind = GGNOperator if how.settings.matrix == "ggn" else HessianOperator
+    return kind(one.model, how.loss, one.signal, chunk_size="auto", check=False, ranks=ranks)
 
 
 def _named(
@@ -322,38 +336,34 @@ def _named(
     return {"": operator, **(layer_blocks(operator) if settings.layers else {})}
 
 
-def _measured_together(
-    one: Checkpoint,
-    loss: Loss,
-    settings: Settings,
-    ranks: Ranks,
-    split: str,
-    scratch: Path | None,
-) -> Estimated | None:
+def _measured_together(one: Checkpoint, how: _How) -> Estimated | None:
     """Return the estimates on the first rank, which leads products that all ranks share."""
-    shared = _operator(one, loss, settings, ranks)
+    settings, by_probes = how.settings, how.split == "probes"
+    shared = _operator(one, how, how.ranks)
     found: dict[str, Estimate] = {}
-    if not ranks.first:
+    if not how.ranks.first:
         shared.serve()
     else:
-        only = replace(settings, method="lanczos") if split == "probes" else settings
+        only = replace(settings, method="lanczos") if by_probes else settings
         with shared.leading():
-            found = {
-                name: _estimate_or_nan(each, only, scratch)
-                for name, each in _named(shared, settings).items()
-            }
-    if split == "probes":
-        whole = _named(_operator(one, loss, settings), settings)
-        finite = ranks.told([name for name, each in found.items() if each.extreme_values])
-        for name in finite:
-            try:
-                measure = _density(whole[name], settings, ranks, scratch)
-            except NonFiniteError:
-                found[name] = _not_finite(whole[name].size)
-                continue
-            if ranks.first:
-                found[name] = _with_density(found[name], measure)
-    return _estimated(one, found) if ranks.first else None
+            for name, each in _named(shared, settings).items():
+                found[name] = _estimate_or_nan(each, only, how.scratch)
+    if by_probes:
+        _add_densities(found, one, how)
+    return _estimated(one, found) if how.ranks.first else None
+
+
+def _add_densities(found: dict[str, Estimate], one: Checkpoint, how: _How) -> None:
+    """Add the densities of all ranks' probes to what the first has found."""
+    whole = _named(_operator(one, how), how.settings)
+    for name in how.ranks.told([name for name, each in found.items() if each.extreme_values]):
+        try:
+            measure = _density(whole[name], how.settings, how.ranks, how.scratch)
+        except NonFiniteError:
+            found[name] = _not_finite(whole[name].size)
+            continue
+        if how.ranks.first:
+            found[name] = _with_density(found[name], measure)
 
 
 def _estimate_or_nan(
