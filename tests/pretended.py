@@ -48,7 +48,9 @@ class OnCuda(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner):
-        shape = torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype, device="meta")
+        size = inner.untyped_storage().nbytes() // inner.element_size()
+        whole = torch.empty(size, dtype=inner.dtype, device="meta")
+        shape = whole.as_strided(inner.shape, inner.stride(), inner.storage_offset())
         return torch.Tensor._make_subclass(cls, shape)
 
     def __init__(self, inner):
@@ -65,6 +67,12 @@ class OnCuda(torch.Tensor):
     @property
     def is_cuda(self):
         return True
+
+    def tolist(self):
+        return self.cpu().tolist()
+
+    def new_tensor(self, data, *, dtype=None):
+        return torch.tensor(data, dtype=dtype or self.dtype, device=CUDA)
 
     def __reduce_ex__(self, protocol):
         return _restored, (self.inner, self.requires_grad)
@@ -178,6 +186,8 @@ def pretended_cuda():
             stack.enter_context(mock.patch("torch.cuda._lazy_init", lambda: None))
             there = FREE_BYTES, 2 * FREE_BYTES
             stack.enter_context(mock.patch("torch.cuda.mem_get_info", lambda *_: there))
+            stack.enter_context(mock.patch("torch.cuda.device_count", lambda: 1))
+            stack.enter_context(mock.patch("torch.cuda.get_device_name", lambda *_: "pretended"))
             for name, value in nothing.items():
                 stack.enter_context(mock.patch(f"torch.cuda.{name}", lambda *_, v=value: v))
             yield stack.enter_context(Pretended())
