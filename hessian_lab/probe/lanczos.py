@@ -149,8 +149,8 @@ class Recurrence:
 
     On the CPU every step is looked at: it orthogonalizes twice only where a residual cancels, and
     stops at once. On a GPU the host would wait for the device each time. There every step
-    orthogonalizes twice, ended recurrences are masked, and only every eighth step is looked at:
-    it may have taken up to seven products too many, of which nothing is kept.
+    orthogonalizes twice, ended recurrences are masked, and looks are 1, 2, 4 and then 8 steps
+    apart: it may take up to seven products too many, of which nothing is kept.
 
     Attributes:
         basis: Rows [m, num_rows + 1, n]; the last only receives what is left in the end.
@@ -161,7 +161,7 @@ class Recurrence:
         alive: Which recurrences have not ended [m].
         lengths: The steps that each has taken [m].
         num_products: Products so far.
-        every: Steps between two looks.
+        every: The most steps between two looks.
     """
 
     def __init__(
@@ -197,6 +197,8 @@ class Recurrence:
             row /= _norms(row).unsqueeze(1)
         self.alive.fill_(True)
         self._going = True
+        if self._unseen is not None:
+            self._unseen.due = 1
 
     def step(self, couplings: Tensor | None = None) -> bool:
         """Multiply the row at ``position``, and put what is new in its product into the next row.
@@ -239,7 +241,7 @@ class Recurrence:
         """
         unseen = self._unseen
         if unseen is not None and unseen.steps:
-            self._going, finite = unseen.wait(self.alive)
+            self._going, finite = unseen.wait(self.alive, most=self.every)
             if not finite:
                 self._refuse(unseen.suspect, first=unseen.first)
             if not self._going:
@@ -272,7 +274,7 @@ class Recurrence:
         self._record(alpha, beta, ended=True)
         finite = (alpha + beta).isfinite().all()
         unseen.note(product, finite, alive, position=self.position, count=self.num_products)
-        due = unseen.steps == self.every or self.position == self.num_rows
+        due = unseen.steps >= unseen.due or self.position == self.num_rows
         return self.look() if due else True
 
     def _slices(self) -> list[slice]:
@@ -343,13 +345,14 @@ class _Unseen:
 
     Attributes:
         steps: How many.
+        due: How many to look at together.
         suspect: The first product that was not finite, or had no finite norm [m, n].
         first: Its number; known after ``wait``.
         end: The position behind the last step of any recurrence; known after ``wait``.
     """
 
     def __init__(self, like: Tensor) -> None:
-        self.steps = 0
+        self.steps, self.due = 0, 1
         self.suspect = torch.zeros_like(like)
         self.first = self.end = 0
         # Whether all was finite, and the two numbers.
@@ -367,9 +370,9 @@ class _Unseen:
         self._end = torch.where(alive, position, self._end)
         self._finite = self._finite & finite
 
-    def wait(self, alive: Tensor) -> tuple[bool, bool]:
+    def wait(self, alive: Tensor, *, most: int) -> tuple[bool, bool]:
         """Return whether any recurrence is alive, and whether all that was noted is finite."""
-        self.steps = 0
+        self.steps, self.due = 0, min(2 * self.due, most)
         numbers = torch.stack([alive.any().long(), self._finite.long(), self._first, self._end])
         going, finite, self.first, self.end = numbers.tolist()
         return bool(going), bool(finite)
