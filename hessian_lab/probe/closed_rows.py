@@ -18,10 +18,11 @@ from hessian_lab.probe.closed_slabs import NUM_PANELS, Slab, divide, unit_number
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, require_bytes
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.sizes import numbers_at_once
 from hessian_lab.signal import Signal
 
-# Numbers in a slab, unless so many units of a map have more: the derivatives by z that every slab
-# starts from cost as much as a few units.
+# Numbers in a slab on the CPU, unless so many units of a map have more: the derivatives by z that
+# every slab starts from cost as much as a few units.
 SLAB_NUMBERS = 1 << 24
 LEAST_UNITS = 8
 
@@ -108,14 +109,15 @@ def _slab_squares(
 ) -> list[Tensor]:
     """Return the squared row norms, a float64 table [o, k + 1] for every map."""
     slots, num_points = slots_of(model), len(coords)
-    size = min(chunk_size or default_chunk_size(slots, num_points), num_points)
+    size = min(chunk_size or default_chunk_size(slots, num_points, like=slope), num_points)
     panels = NUM_PANELS * size * widest_map(slots) ** 2
     units = [unit_numbers(slots, i, residual=residual) for i in range(len(slots))]
     least = [min(LEAST_UNITS, slot.fan_out) * unit for slot, unit in zip(slots, units, strict=True)]
-    unit, numbers = max(units), max(SLAB_NUMBERS, *least)
+    slab = numbers_at_once(SLAB_NUMBERS, device=slope.device, itemsize=slope.itemsize)
+    unit, numbers = max(units), max(slab, *least)
     there = available_bytes(slope.device)
     if there is not None:
-        numbers = max(unit, min(numbers, there // (2 * slope.element_size()) - panels))
+        numbers = max(unit, min(numbers, there // (2 * slope.itemsize) - panels))
     plan = divide(slots, residual=residual, numbers=numbers)
     # A unit at a time is squared, in float64.
     require_bytes(
@@ -128,9 +130,9 @@ def _slab_squares(
         totals, space = zeros(model, like=slope), Scratch(slope)
         weights = [layer.weight for layer in model.maps]
         for bands, _ in plan:
-            slab = Slab(slots, bands, residual=residual, space=space)
+            sums = Slab(slots, bands, residual=residual, space=space)
             for start in range(0, num_points, size):
                 rows = slice(start, start + size)
-                slab.add(run_pass(model, coords[rows], slope[rows], curvature[rows]), weights)
-            slab.fold(totals)
+                sums.add(run_pass(model, coords[rows], slope[rows], curvature[rows]), weights)
+            sums.fold(totals)
         return totals

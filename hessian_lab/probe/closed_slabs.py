@@ -219,7 +219,7 @@ class Slab:
         slot, place = self.slots[band.index], 0
         owners = _owners(slot.fan_in + 1, like=total)
         for rows, step in band.steps(slot):
-            for tile in tile_slices(rows.stop - rows.start, step.stop * block.shape[1]):
+            for tile in tile_slices(rows.stop - rows.start, step.stop * block.shape[1], like=block):
                 stop = place + (tile.stop - tile.start) * step.stop
                 squares = block[place:stop].to(total.dtype).square_() @ owners
                 squares = squares.unflatten(0, (-1, step.stop))
@@ -234,7 +234,7 @@ class Slab:
         crossed = sums.get(("crossed", j))
         if crossed is not None:
             crossed = crossed.view(high.fan_in, low.fan_out, -1, low.fan_in + 1)
-        for tile in tile_slices(band.units, block[0].numel()):
+        for tile in tile_slices(band.units, block[0].numel(), like=block):
             part = block[tile]
             if crossed is not None:
                 part[:, :, :-1] += crossed[:, :, tile].permute(2, 1, 0, 3)

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.losses import Loss
+from hessian_lab.probe.memory import available_bytes
 from hessian_lab.probe.operators import SYMMETRY_ROUNDINGS
+from hessian_lab.probe.sizes import MOST_COLUMNS, within
 from hessian_lab.signal import Signal
 
-# Rows per product, and the bytes of activations that one block of rows may work on.
+# Rows per product, and the bytes of activations that one block of rows may work on; a GPU takes
+# more, as its memory allows.
 BLOCK_RANGE = (1, 16)
 BLOCK_BYTES = 1 << 28
 # Points from which the size of a graph is told.
@@ -146,7 +149,7 @@ def _block(model: nn.Module, loss: Loss, signal: Signal, parameters: Sequence[nn
     except (RuntimeError, ValueError, IndexError):
         # A loss may be one of all these points, and of no others.
         return BLOCK_RANGE[0]
-    return block_size(saved.total * signal.num_points // few)
+    return block_size(saved.total * signal.num_points // few, parameters[0].device)
 
 
 def ggn_rows(model: nn.Module, loss: Loss, signal: Signal) -> Tensor:
@@ -221,10 +224,12 @@ def symmetrize(matrix: Tensor, *, tile: int = 1024) -> float:
     return gap
 
 
-def block_size(num_bytes: int) -> int:
+def block_size(num_bytes: int, device: torch.device) -> int:
     """Return how many rows may be pulled back at once through a graph that keeps so many bytes."""
     least, most = BLOCK_RANGE
-    return max(least, min(most, BLOCK_BYTES // max(1, num_bytes)))
+    if device.type == "cpu":
+        return max(least, min(most, BLOCK_BYTES // max(1, num_bytes)))
+    return within(available_bytes(device), num_bytes, least=least, most=MOST_COLUMNS)
 
 
 @contextmanager

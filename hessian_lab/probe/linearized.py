@@ -26,12 +26,13 @@ from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.probe.graphs import Call, Replayed
 from hessian_lab.probe.passes import Block, Tile, Workspace
+from hessian_lab.probe.sizes import numbers_at_once
 
 Matrix = Literal["hessian", "ggn"]
 MATRICES = ("hessian", "ggn")
-# Numbers of one buffer [points, vectors, units]: what stays in the caches of a few cores, and on a
-# GPU what keeps it busy.
-TILE_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 25}
+# Numbers of one buffer [points, vectors, units]: what stays in the caches of a few cores. A GPU
+# takes more.
+TILE_NUMBERS = 1 << 19
 
 
 class Coupling(Protocol):
@@ -133,7 +134,13 @@ class LinearizedField:
 
     def _tile_size(self, num_vectors: int) -> int:
         """Return how many points one pass takes."""
-        numbers = TILE_NUMBERS.get(self.inputs[0].device.type, TILE_NUMBERS["cuda"])
+        like = self.inputs[0]
+        numbers = numbers_at_once(
+            TILE_NUMBERS,
+            device=like.device,
+            itemsize=like.itemsize,
+            num_buffers=2 * len(self.weights),
+        )
         widest = max(max(weight.shape) for weight in self.weights)
         most = max(64, numbers // (widest * num_vectors))
         num_points = len(self.inputs[0])
