@@ -213,15 +213,15 @@ def symmetrize(matrix: Tensor, *, tile: int = 1024) -> float:
 
     Returns the largest difference between the two.
     """
-    gap = 0.0
+    gaps = []
     for i in range(0, len(matrix), tile):
         for j in range(0, i + 1, tile):
             upper, lower = matrix[j : j + tile, i : i + tile], matrix[i : i + tile, j : j + tile]
-            gap = max(gap, float((upper - lower.T).abs().max()))
+            gaps.append((upper - lower.T).abs().max())
             mean = (upper + lower.T) / 2
             upper.copy_(mean)
             lower.copy_(mean.T)
-    return gap
+    return float(torch.stack(gaps).max())
 
 
 def block_size(num_bytes: int, device: torch.device) -> int:
