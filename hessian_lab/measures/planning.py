@@ -19,16 +19,15 @@ from hessian_lab.probe.lanczos import require_basis
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, readable, require_bytes
 from hessian_lab.probe.parameters import Layout, selected_names
+from hessian_lab.probe.spectrum import eigenvalue_numbers
 from hessian_lab.signal import Signal
 
 Method = Literal["auto", "dense", "lanczos", "slq"]
 METHODS = ("auto", "dense", "lanczos", "slq")
-# Above this, a dense spectrum takes more than some ten minutes on a few cores.
-DENSE_LIMIT = 20_000
-# Copies of the matrix that Hessian and eigenvalue problem hold together.
-DENSE_COPIES = 3
-# Size of the matrix that the machine is timed on.
-TIMED_SIZE = 768
+# Above this, a dense spectrum takes more than some ten minutes on a few cores, or on a GPU.
+DENSE_LIMIT, GPU_DENSE_LIMIT = 20_000, 60_000
+# Size of the matrix that the machine is timed on: a GPU is idle on smaller ones.
+TIMED_SIZE, GPU_TIMED_SIZE = 768, 4096
 # Steps of a search for extreme pairs and for further copies, as they usually come out.
 TYPICAL_SEARCH = 300
 # Gradients that a step of L-BFGS with a line search takes, as it usually comes out.
@@ -92,13 +91,14 @@ def chosen_method(method: Method, model: nn.Module, num_points: int) -> tuple[st
     if method != "auto":
         return method, "as asked"
     size = num_parameters(model)
-    if size > DENSE_LIMIT:
-        return "slq", f"{size:,} parameters, more than {DENSE_LIMIT:,}: too many for dense"
+    limit = DENSE_LIMIT if trainable(model)[0].device.type == "cpu" else GPU_DENSE_LIMIT
+    if size > limit:
+        return "slq", f"{size:,} parameters, more than {limit:,}: too many for dense"
     try:
         require_dense(model, num_points)
     except ResourceError:
         return "slq", f"a dense matrix of {size:,} parameters does not fit"
-    return "dense", f"{size:,} parameters, at most {DENSE_LIMIT:,}, and it fits"
+    return "dense", f"{size:,} parameters, at most {limit:,}, and it fits"
 
 
 def require_dense(model: nn.Module, num_points: int) -> None:
@@ -196,8 +196,10 @@ def training_seconds(model: nn.Module, signal: Signal, steps: list[int]) -> floa
 
 def dense_bytes(model: nn.Module, num_points: int) -> int:
     """Return the most memory that matrix and eigenvalue problem take, in double precision."""
-    size = num_parameters(model)
-    return 8 * max(DENSE_COPIES * size**2, size**2 + closed_numbers(model, num_points))
+    size, device = num_parameters(model), trainable(model)[0].device
+    # Dead units' rows are left out of a copy.
+    matrices = size**2 + eigenvalue_numbers(size, device=device, copied=True)
+    return 8 * max(matrices, size**2 + closed_numbers(model, num_points))
 
 
 def layer_sizes(model: nn.Module) -> list[int]:
@@ -209,8 +211,9 @@ def layer_sizes(model: nn.Module) -> list[int]:
 def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> float:
     device = trainable(model)[0].device
     size = num_parameters(model)
-    square = torch.rand(TIMED_SIZE, TIMED_SIZE, dtype=torch.float64, device=device)
-    rate = 2 * TIMED_SIZE**3 / _timed(lambda: square @ square, device)
+    timed = TIMED_SIZE if device.type == "cpu" else GPU_TIMED_SIZE
+    square = torch.rand(timed, timed, dtype=torch.float64, device=device)
+    rate = 2 * timed**3 / _timed(lambda: square @ square, device)
     # About one product [n, p]·[p, n]; by kept products of rows it takes some 30 times as long.
     field, samples = closed_network(model)
     samples = model.samples if isinstance(model, Volume) else samples
@@ -218,7 +221,7 @@ def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> floa
     assembly = 2 * num_points * size**2 / rate * factor
     symmetric = square + square.T
     eigen = _timed(lambda: torch.linalg.eigvalsh(symmetric), device)
-    return assembly + eigen * sum((part / TIMED_SIZE) ** 3 for part in (size, *blocks))
+    return assembly + eigen * sum((part / timed) ** 3 for part in (size, *blocks))
 
 
 def _product_cost(model: nn.Module, signal: Signal, matrix: Matrix) -> tuple[float, int]:

@@ -197,8 +197,12 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
     # Not tensor != 0: that is as large as an eighth of the matrix.
     alive = torch.cat([rows.any(dim=1) for rows in tensor.split(TILE)]).nonzero().squeeze(1)
     zeros = len(tensor) - len(alive)
-    require_eigenvalues(
-        len(alive), device=tensor.device, copied=bool(zeros) or tensor.dtype != torch.float64
+    copied = bool(zeros) or tensor.dtype != torch.float64
+    require_bytes(
+        8 * eigenvalue_numbers(len(alive), device=tensor.device, copied=copied),
+        f"The eigenvalue problem of size {len(alive)}",
+        device=tensor.device,
+        cure="Measure a smaller network.",
     )
     core = tensor[alive.unsqueeze(1), alive].double() if zeros else tensor.double()
     values = torch.linalg.eigvalsh(core).cpu()
@@ -207,19 +211,10 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
     return Spectrum(values, structural_zeros=zeros, dtype=dtype, rounding=rounding)
 
 
-def require_eigenvalues(size: int, *, device: torch.device, copied: bool) -> None:
-    """Check that an eigenvalue problem fits beside its matrix; ``copied`` if that is copied first.
-
-    Raises:
-        ResourceError: If it does not.
-    """
+def eigenvalue_numbers(size: int, *, device: torch.device, copied: bool) -> int:
+    """Return how many numbers a solver works in beside a matrix [n, n], ``copied`` first or not."""
     copies = SOLVER_COPIES.get(device.type, SOLVER_COPIES["cuda"]) + copied
-    require_bytes(
-        copies * 8 * size**2,
-        f"The eigenvalue problem of size {size}",
-        device=device,
-        cure="Measure a smaller network.",
-    )
+    return int(copies * size**2)
 
 
 def _check(matrix: Tensor) -> None:
