@@ -68,6 +68,9 @@ class OnCuda(torch.Tensor):
     def is_cuda(self):
         return True
 
+    def pin_memory(self):
+        raise RuntimeError("only a tensor on the cpu can be pinned")
+
     def tolist(self):
         return self.cpu().tolist()
 
