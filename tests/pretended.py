@@ -15,6 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hessian_lab.probe import graphs
+
 CUDA = torch.device("cuda", 0)
 FREE_BYTES = 1 << 36
 aten = torch.ops.aten
@@ -68,9 +70,6 @@ class OnCuda(torch.Tensor):
     def is_cuda(self):
         return True
 
-    def pin_memory(self):
-        raise RuntimeError("only a tensor on the cpu can be pinned")
-
     def tolist(self):
         return self.cpu().tolist()
 
@@ -78,14 +77,11 @@ class OnCuda(torch.Tensor):
         return torch.tensor(data, dtype=dtype or self.dtype, device=CUDA)
 
     def __reduce_ex__(self, protocol):
-        return _restored, (self.inner, self.requires_grad)
+        # What is loaded is on the CPU, as with map_location="cpu".
+        return self.inner.detach().clone().__reduce_ex__(protocol)
 
     def __repr__(self):
         return f"OnCuda({self.inner})"
-
-
-def _restored(inner, requires_grad):
-    return OnCuda(inner).requires_grad_(requires_grad)
 
 
 class Pretended(TorchDispatchMode):
@@ -115,7 +111,7 @@ class Pretended(TorchDispatchMode):
         if not there and not goes:
             return function(*args, **kwargs)
         self._require_one_place(function, args, tensors)
-        if self._waits(function, args, tensors, goes):
+        if self._waits(function, args, kwargs, goes):
             self.waits.append(f"{function} at {_place()}")
         if goes:
             kwargs["device"] = torch.device("cpu")
@@ -141,11 +137,15 @@ class Pretended(TorchDispatchMode):
         raise RuntimeError(f"{function} got tensors on cuda:0 and on the cpu, at {_place()}.")
 
     @staticmethod
-    def _waits(function, args, tensors, goes):
+    def _waits(function, args, kwargs, goes):
         if function in WAITS:
             return True
+        if function is aten.where.self:
+            # Numbers of the host are moved first.
+            return not all(isinstance(x, OnCuda) for x in args)
         if function is aten._to_copy.default:
-            return goes is not None and goes != isinstance(args[0], OnCuda)
+            beside = kwargs.get("non_blocking") and getattr(args[0], "pinned", False)
+            return goes is not None and goes != isinstance(args[0], OnCuda) and not beside
         if function is aten.copy_.default:
             return len({isinstance(x, OnCuda) for x in args[:2]}) == 2
         if function in INDEXED:
@@ -178,21 +178,56 @@ def _place():
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "a test"
 
 
+class _Recorder:
+    """In place of a CUDA graph: a call that waits for the device cannot be recorded."""
+
+    recorded = 0
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def warm(self, calls):
+        graphs.make(calls)
+
+    def record(self, calls):
+        with self.mode.waiting() as waits:
+            graphs.make(calls)
+        if waits:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {waits[0]}")
+        _Recorder.recorded += 1
+        return mock.Mock(replay=lambda: graphs.make(calls))
+
+
+def _pinned(tensor):
+    found = tensor.clone()
+    found.pinned = True
+    return found
+
+
 @contextlib.contextmanager
 def pretended_cuda():
     """Pretend a device inside; yield what notes when the host waits for it."""
-    former = torch._C._only_lift_cpu_tensors()
+    lifted = torch._C._only_lift_cpu_tensors()
+    known = {
+        "_lazy_init": None,
+        "mem_get_info": (FREE_BYTES, 2 * FREE_BYTES),
+        "memory_reserved": 0,
+        "memory_allocated": 0,
+        "device_count": 1,
+        "get_device_name": "pretended",
+        "synchronize": None,
+    }
     torch._C._set_only_lift_cpu_tensors(True)
-    nothing = {"memory_reserved": 0, "memory_allocated": 0}
+    graphs.recorder_of.cache_clear()
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(mock.patch("torch.cuda._lazy_init", lambda: None))
-            there = FREE_BYTES, 2 * FREE_BYTES
-            stack.enter_context(mock.patch("torch.cuda.mem_get_info", lambda *_: there))
-            stack.enter_context(mock.patch("torch.cuda.device_count", lambda: 1))
-            stack.enter_context(mock.patch("torch.cuda.get_device_name", lambda *_: "pretended"))
-            for name, value in nothing.items():
-                stack.enter_context(mock.patch(f"torch.cuda.{name}", lambda *_, v=value: v))
-            yield stack.enter_context(Pretended())
+            for name, value in known.items():
+                stack.enter_context(mock.patch(f"torch.cuda.{name}", return_value=value))
+            stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", _pinned))
+            mode = stack.enter_context(Pretended())
+            record = {"cuda": lambda _: _Recorder(mode)}
+            stack.enter_context(mock.patch.dict(graphs.RECORDERS, record))
+            yield mode
     finally:
-        torch._C._set_only_lift_cpu_tensors(former)
+        graphs.recorder_of.cache_clear()
+        torch._C._set_only_lift_cpu_tensors(lifted)

@@ -86,7 +86,8 @@ def duration(seconds: float) -> str:
 def chosen_method(method: Method, model: nn.Module, num_points: int) -> tuple[str, str]:
     """Return how the spectrum of a model is measured, and why.
 
-    ``auto`` is dense iff n ≤ 20,000 and the matrix and its copies fit, else ``slq``.
+    ``auto`` is dense iff n ≤ 20,000 (60,000 on a GPU) and the matrix and its copies fit, else
+    ``slq``.
     """
     if method != "auto":
         return method, "as asked"

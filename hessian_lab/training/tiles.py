@@ -297,10 +297,10 @@ class _Training:
         walk = _lbfgs if self.setup.optimizer == "lbfgs" else _adam
         curves = []
         for state in walk(objective, stack.parameters, self.setup):
-            parameters, losses, evaluations, finished = state
             # They are changed in place.
-            curves.append(losses.cpu().clone())
+            curves.append(state[1].cpu().clone())
         rows = []
+        parameters, losses, evaluations, finished = (each.cpu() for each in state)
         for place, index in enumerate(range(start, stop)):
             writer.write(index, parameters[place])
             corner = dict(zip(self.image.axes, self.image.corner(index), strict=True))
