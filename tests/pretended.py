@@ -85,12 +85,15 @@ class OnCuda(torch.Tensor):
 
 
 class Pretended(TorchDispatchMode):
-    """Runs every operation; ``waits`` names what made the host wait, with its place."""
+    """Runs every operation, and knows what the host did meanwhile.
+
+    ``waits`` names what made it wait, with its place; ``recorded`` counts graphs.
+    """
 
     def __init__(self):
         super().__init__()
         self.waits = []
-        self.calls = 0
+        self.recorded = 0
 
     @contextlib.contextmanager
     def waiting(self):
@@ -103,7 +106,6 @@ class Pretended(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        self.calls += 1
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         there = any(isinstance(x, OnCuda) for x in tensors)
         target = kwargs.get("device")
@@ -181,8 +183,6 @@ def _place():
 class _Recorder:
     """In place of a CUDA graph: a call that waits for the device cannot be recorded."""
 
-    recorded = 0
-
     def __init__(self, mode):
         self.mode = mode
 
@@ -194,7 +194,7 @@ class _Recorder:
             graphs.make(calls)
         if waits:
             raise RuntimeError(f"operation not permitted when stream is capturing: {waits[0]}")
-        _Recorder.recorded += 1
+        self.mode.recorded += 1
         return mock.Mock(replay=lambda: graphs.make(calls))
 
 

@@ -15,6 +15,7 @@ from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.rendered import has_rendered_form, rendered_matrix, rendering_numbers
+from hessian_lab.probe.vectors import placed
 from hessian_lab.signal import Signal
 
 # A loss is a mean over points if moving one prediction changes no other's gradient; the two sides
@@ -287,7 +288,7 @@ def _separable(slope: Tensor, outputs: Tensor, curvature: Tensor) -> bool:
     """Tell whether ∂²L/∂f² v is the points' own curvature times v, for a random v."""
     generator = torch.Generator("cpu").manual_seed(0)
     options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu", "generator": generator}
-    probe = torch.randn(outputs.shape, **options).to(outputs)
+    probe = placed(torch.randn(outputs.shape, **options), outputs.device).to(outputs.dtype)
     product = _derivative((slope * probe).sum(), outputs)
     expected = torch.einsum("pij,pj->pi", curvature, probe)
     scale = curvature.abs().sum(dim=2).max()
