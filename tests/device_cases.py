@@ -354,7 +354,7 @@ OPTIMIZED = {
             stays=False,
             roundings=1e7,
         )
-        for name in ("adam", "esgd", "kfac")
+        for name in ("adam", "kfac")
     },
 }
 CASES = PRODUCTS | DENSE | ESTIMATES | OPTIMIZED

@@ -44,7 +44,7 @@ def test_every_path_runs_on_a_gpu(name, device):
 
 
 def test_what_the_host_may_wait_for_is_not_far_above_what_it_does(device):
-    for name in ("step adam", "step esgd", "step shampoo"):
+    for name in ("step adam", "step esgd"):
         *_, waits = compared(OPTIMIZED[name], device)
         assert len(waits) > OPTIMIZED[name].waits - 5
 
@@ -62,7 +62,7 @@ def test_products_are_recorded_once_and_replayed(device, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("num_steps", "looks"), [(1, 1), (7, 3), (15, 4), (31, 6), (32, 7)])
+@pytest.mark.parametrize(("num_steps", "looks"), [(1, 1), (7, 3), (24, 6)])
 def test_a_lanczos_run_is_looked_at_now_and_then(num_steps, looks, device):
     made = operator(CUDA)
     starts = gaussian(made.size, 2, seed=0, like=made)
