@@ -1,3 +1,4 @@
+import json
 import warnings
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 from hessian_lab import HessianOperator, dense_hessian, mse
 from hessian_lab.probe.lanczos import tridiagonalize
 from hessian_lab.probe.vectors import gaussian
+from tests.benchmarks import gpu
 from tests.device_cases import CASES, OPTIMIZED, Case, operator
 from tests.pretended import OnCuda, pretended_cuda
 from tests.reference import assert_same, points, small_field
@@ -80,6 +82,36 @@ def test_data_may_stay_on_the_cpu(device):
         found = made @ block
     assert not waits
     assert_same(found.cpu(), dense_hessian(small_field(), mse, signal) @ block.cpu())
+
+
+def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path, capsys):
+    assert gpu.main(["--record", str(tmp_path / "record.json")]) == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("device")
+def test_the_benchmark_of_a_gpu_writes_its_record(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("empty_cache", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    sizes = gpu.Sizes(side=6, rounds=1, closed=3, largest=(3, 4), products=(3,), vectors=(1, 2))
+    path = tmp_path / "record.json"
+    parts = ["closed", "products", "largest"]
+    assert gpu.main(["--record", str(path), "--only", *parts], sizes) == 0
+    record = json.loads(path.read_text())
+    assert record["closed"]["difference_from_products"] < 1e-12
+    assert [row["num_vectors"] for row in record["products"]] == [1, 2]
+    assert max(row["difference"] for row in record["products"]) < 1e-5
+    assert [row["num_parameters"] for row in record["largest"]] == [49, 77]
+    assert max(row["norm_difference"] for row in record["largest"]) < 1e-12
+    assert "failed" not in capsys.readouterr().out
+
+    monkeypatch.setitem(gpu.PARTS, "closed", lambda _: 1 / 0)
+    assert gpu.main(["--record", str(path), "--only", *parts], sizes) == 1
+    record = json.loads(path.read_text())
+    assert record["closed"] == {"failed": "ZeroDivisionError: division by zero"}
+    assert len(record["largest"]) == 2
 
 
 WAITING = {
