@@ -2,6 +2,9 @@
 
 A product of a small field is some fifty calls, each of which takes the host longer to launch than
 the device to do. A CUDA graph launches them all at once.
+
+Steps of optimizers are not recorded: their closure is the user's, which may look at the device or
+give its tensors another place each time. Nor are products of other modules, which autograd makes.
 """
 
 import functools
