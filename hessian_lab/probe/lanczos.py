@@ -17,6 +17,7 @@ from hessian_lab.probe.operators import (
     require_finite,
 )
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.unseen import Unseen
 
 # A residual this many roundings below ‖T‖ is noise: the Krylov space is exhausted.
 BREAKDOWN_ROUNDINGS = 10
@@ -186,7 +187,7 @@ class Recurrence:
         self.num_products = 0
         self.every = LOOK_EVERY.get(operator.device.type, LOOK_EVERY["cuda"])
         self._going = True
-        self._unseen = _Unseen(self.basis[:, 0]) if self.every > 1 else None
+        self._unseen = Unseen(self.basis[:, 0]) if self.every > 1 else None
 
     def start(self, vectors: Tensor) -> None:
         """Put vectors [m, n], normalized in the complement of the rows before, at ``position``."""
@@ -265,7 +266,7 @@ class Recurrence:
             basis,
         )
 
-    def _go_on(self, unseen: "_Unseen", product: Tensor, alpha: Tensor) -> bool:
+    def _go_on(self, unseen: Unseen, product: Tensor, alpha: Tensor) -> bool:
         """Finish a step without waiting for what it has come to."""
         residual = self.basis[:, self.position + 1]
         residual[:] = orthogonalized(residual, self.basis[:, : self.position + 1])
@@ -338,44 +339,6 @@ class Recurrence:
         raise NonFiniteError(
             f"product {first} of the operator must be finite: its norm overflows {product.dtype}."
         )
-
-
-class _Unseen:
-    """What the steps since the last look have come to, on their device.
-
-    Attributes:
-        steps: How many.
-        due: How many to look at together.
-        suspect: The first product that was not finite, or had no finite norm [m, n].
-        first: Its number; known after ``wait``.
-        end: The position behind the last step of any recurrence; known after ``wait``.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self.steps, self.due = 0, 1
-        self.suspect = torch.zeros_like(like)
-        self.first = self.end = 0
-        # Whether all was finite, and the two numbers.
-        self._finite = torch.ones((), dtype=torch.bool, device=like.device)
-        self._first, self._end = torch.zeros(2, dtype=torch.int64, device=like.device)
-
-    def note(
-        self, product: Tensor, finite: Tensor, alive: Tensor, *, position: int, count: int
-    ) -> None:
-        """Note a step to ``position`` that any recurrence took if ``alive``, and its product."""
-        self.steps += 1
-        new = self._finite & ~finite
-        self.suspect = torch.where(new, product, self.suspect)
-        self._first = torch.where(new, count - len(product) + 1, self._first)
-        self._end = torch.where(alive, position, self._end)
-        self._finite = self._finite & finite
-
-    def wait(self, alive: Tensor, *, most: int) -> tuple[bool, bool]:
-        """Return whether any recurrence is alive, and whether all that was noted is finite."""
-        self.steps, self.due = 0, min(2 * self.due, most)
-        numbers = torch.stack([alive.any().long(), self._finite.long(), self._first, self._end])
-        going, finite, self.first, self.end = numbers.tolist()
-        return bool(going), bool(finite)
 
 
 def orthogonalized(vectors: Tensor, known: Tensor) -> Tensor:
