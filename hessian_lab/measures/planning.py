@@ -29,10 +29,10 @@ from hessian_lab.signal import Signal
 
 Method = Literal["auto", "dense", "lanczos", "slq"]
 METHODS = ("auto", "dense", "lanczos", "slq")
-# Above this, a dense spectrum takes more than some ten minutes on a few cores.
-DENSE_LIMIT = 20_000
-# Size of the matrix that the machine is timed on.
-TIMED_SIZE = 768
+# Above this, a dense spectrum takes more than some ten minutes on a few cores, or on a GPU.
+DENSE_LIMIT, GPU_DENSE_LIMIT = 20_000, 60_000
+# Size of the matrix that the machine is timed on: a GPU is idle on smaller ones.
+TIMED_SIZE, GPU_TIMED_SIZE = 768, 4096
 # Steps of a search for extreme pairs and for further copies, as they usually come out.
 TYPICAL_SEARCH = 300
 # Gradients that a step of L-BFGS with a line search takes, as it usually comes out.
@@ -106,19 +106,20 @@ def chosen_method(
 ) -> tuple[str, str]:
     """Return how the spectrum of a model is measured, and why.
 
-    ``auto`` is dense iff n ≤ 20,000 and the matrix and its copies fit, else ``slq``. With
-    ``scratch`` the matrix itself may lie in a file there.
+    ``auto`` is dense iff n ≤ 20,000 (60,000 on a GPU) and the matrix and its copies fit, else
+    ``slq``. With ``scratch`` the matrix itself may lie in a file there.
     """
     if method != "auto":
         return method, "as asked"
     size = num_parameters(model)
-    if size > DENSE_LIMIT:
-        return "slq", f"{size:,} parameters, more than {DENSE_LIMIT:,}: too many for dense"
+    limit = DENSE_LIMIT if trainable(model)[0].device.type == "cpu" else GPU_DENSE_LIMIT
+    if size > limit:
+        return "slq", f"{size:,} parameters, more than {limit:,}: too many for dense"
     try:
         require_dense(model, num_points, scratch)
     except ResourceError:
         return "slq", f"a dense matrix of {size:,} parameters does not fit"
-    return "dense", f"{size:,} parameters, at most {DENSE_LIMIT:,}, and it fits"
+    return "dense", f"{size:,} parameters, at most {limit:,}, and it fits"
 
 
 def require_dense(model: nn.Module, num_points: int, scratch: Path | None = None) -> bool:
@@ -266,8 +267,9 @@ def layer_sizes(model: nn.Module) -> list[int]:
 def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> float:
     device = trainable(model)[0].device
     size = num_parameters(model)
-    square = torch.rand(TIMED_SIZE, TIMED_SIZE, dtype=torch.float64, device=device)
-    rate = 2 * TIMED_SIZE**3 / _timed(lambda: square @ square, device)
+    timed = TIMED_SIZE if device.type == "cpu" else GPU_TIMED_SIZE
+    square = torch.rand(timed, timed, dtype=torch.float64, device=device)
+    rate = 2 * timed**3 / _timed(lambda: square @ square, device)
     # About one product [n, p]·[p, n]; by kept products of rows it takes some 30 times as long.
     field, samples = closed_network(model)
     samples = model.samples if isinstance(model, Volume) else samples
@@ -275,7 +277,7 @@ def _dense_seconds(model: nn.Module, num_points: int, blocks: list[int]) -> floa
     assembly = 2 * num_points * size**2 / rate * factor
     symmetric = square + square.T
     eigen = _timed(lambda: torch.linalg.eigvalsh(symmetric), device)
-    return assembly + eigen * sum((part / TIMED_SIZE) ** 3 for part in (size, *blocks))
+    return assembly + eigen * sum((part / timed) ** 3 for part in (size, *blocks))
 
 
 def _product_cost(model: nn.Module, signal: Signal, matrix: Matrix) -> tuple[float, int]:

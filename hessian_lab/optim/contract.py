@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hessian_lab.errors import DivergenceError
 from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.optim.wrappers import explained, refuse, wrappers_called
+from hessian_lab.probe.precision import full_precision
 
 Closure = Callable[[], Any]
 # Steps in a row without a finite loss or curvature, after which there is nothing to wait for.
@@ -183,6 +184,7 @@ class Contract(torch.optim.Optimizer):
     def _or_backward(self) -> str:
         return "" if self.needs_graph else ", or call backward and return the loss"
 
+    @full_precision()
     def _gradients(
         self, loss: Tensor, *, create_graph: bool = False, retain_graph: bool = False
     ) -> list[Tensor]:
@@ -208,6 +210,7 @@ class Contract(torch.optim.Optimizer):
                 )
             )
 
+    @full_precision()
     def _products(
         self, gradients: Sequence[Tensor], vectors: Sequence[Tensor], *, more: bool = False
     ) -> list[Tensor]:

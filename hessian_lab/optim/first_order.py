@@ -23,25 +23,25 @@ class FirstOrder(Contract):
         loss = None
         if closure is not None:
             loss = self._backward(closure)
-            if not math.isfinite(float(loss)):
-                self._skip(f"loss became {float(loss)}")
-                return loss
         else:
             self.counters["evaluations"] += 1
-        if not self._are_gradients_finite():
+        if not self._is_finite(loss):
             return loss
         take()
         self._length = None
         self._took()
         return loss
 
-    def _are_gradients_finite(self) -> bool:
-        """Tell whether the gradients are finite; else skip."""
-        gradients = [value.grad for value in self.parameters if value.grad is not None]
-        if gradients and not is_finite(gradients):
-            self._skip("gradient was not finite")
-            return False
-        return True
+    def _is_finite(self, loss: Tensor | None) -> bool:
+        """Tell whether the loss and the gradients are finite; else skip."""
+        found = [value.grad for value in self.parameters if value.grad is not None]
+        if loss is not None:
+            found.append(loss)
+        if not found or is_finite(found):
+            return True
+        bad = loss is not None and not math.isfinite(float(loss))
+        self._skip(f"loss became {float(loss)}" if bad else "gradient was not finite")  # type: ignore[arg-type]
+        return False
 
     def _backward(self, closure: Closure) -> Tensor:
         """Fill ``.grad``, unless the closure has done it; return the loss.

@@ -280,26 +280,29 @@ class GaussNewton(Contract):
         direction, curved = torch.zeros_like(gradient), torch.zeros_like(gradient)
         residual = -gradient
         search, square = residual.clone(), residual @ residual
-        target = (group["cg_rtol"] ** 2) * float(square)
+        left = float(square)
+        target = (group["cg_rtol"] ** 2) * left
         for _ in range(group["max_cg"]):
-            if float(square) <= target:
+            if left <= target:
                 break
             image = linear.products(search[None])[0]
             self.counters["products"] += 1
             bend = search @ image + damping * (search @ search)
-            if not float(bend) > 0:
+            length = square / bend
+            residual = residual - length * (image + damping * search)
+            square, last = residual @ residual, square
+            # The one look of a product that the host waits for.
+            bent, left = torch.stack([bend, square]).tolist()
+            if not bent > 0:
                 # Rounding, or a loss that is not convex; a NaN is for the caller to see.
-                if not float(bend) <= 0:
+                if not bent <= 0:
                     return image, image
                 if direction.any():
                     return direction, curved
-                size = square / bend.abs() if bend else 1.0
+                size = last / bend.abs() if bent else 1.0
                 return size * search, size * image
-            length = square / bend
             direction += length * search
             curved += length * image
-            residual = residual - length * (image + damping * search)
-            square, last = residual @ residual, square
             search = residual + (square / last) * search
         return direction, curved
 

@@ -279,7 +279,7 @@ class KFAC(_Factored):
 
     def _invert(self, layer: LinearLayer, state: dict[str, Any], flow: Flow) -> None:  # noqa: ARG002
         left, right = state["left"].double(), state["right"].double()
-        means = [float(factor.diagonal().mean()) for factor in (left, right)]
+        means = torch.stack([factor.diagonal().mean() for factor in (left, right)]).tolist()
         ratio = math.sqrt(means[1] / means[0]) if min(means) > LEAST_MEAN else 1.0
         root = math.sqrt(self.param_groups[0]["damping"])
         state["left_inverse"] = _inverse(left, root / ratio).to(state["left"])

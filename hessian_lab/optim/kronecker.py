@@ -88,7 +88,7 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     perturbation far below rounding of the float32 case, and a growing one, lets it succeed.
     """
     exact = matrix.double()
-    ridge = torch.finfo(exact.dtype).eps * float(exact.diagonal().abs().max())
+    ridge = torch.finfo(exact.dtype).eps * exact.diagonal().abs().max()
     for tries in range(4):
         try:
             values, basis = torch.linalg.eigh(exact)
@@ -96,7 +96,7 @@ def eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
             if tries == 3 or not bool(exact.isfinite().all()):
                 raise
             exact = exact + ridge * torch.eye(len(exact), dtype=exact.dtype, device=exact.device)
-            ridge *= 1e3
+            ridge = 1e3 * ridge
         else:
             return values, basis
     raise AssertionError("unreachable")

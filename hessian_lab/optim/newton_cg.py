@@ -89,16 +89,18 @@ class NewtonCG(Searching):
             parts = self._parts(direction)
             image = flat(self._products(start.graph, parts, more=True))
             curvature = direction.dot(image)
-            if not math.isfinite(float(curvature)):
-                raise NonFiniteError("curvature was not finite")
-            if curvature <= 0:
-                self._count("negative_curvature")
-                return found if number else _descent(direction, square, curvature)
             length = square / curvature
-            found.addcmul_(direction, length)
             residual.addcmul_(image, length)
             former, square = square, residual.dot(residual)
-            if float(square) < goal:
+            # The one look of a product that the host waits for.
+            bent, left = torch.stack([curvature, square]).tolist()
+            if not math.isfinite(bent):
+                raise NonFiniteError("curvature was not finite")
+            if bent <= 0:
+                self._count("negative_curvature")
+                return found if number else _descent(direction, former, curvature)
+            found.addcmul_(direction, length)
+            if left < goal:
                 break
             direction = direction * (square / former) - residual
         return found

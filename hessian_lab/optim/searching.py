@@ -234,8 +234,7 @@ class Searching(Contract):
         self, closure: Closure, place: Tensor, start: Point, direction: Tensor, first: float
     ) -> Move | None:
         """Return the step along a direction, the parameters being there; None without one."""
-        slope = float(start.gradient @ direction)
-        origin = Trial(0.0, float(start.loss), slope, start)
+        origin = Trial(0.0, *_along(start, direction), start)
         reached = place
 
         def evaluate(length: float) -> Trial:
@@ -244,7 +243,7 @@ class Searching(Contract):
             reached = torch.add(place, direction, alpha=length)
             self._place(reached)
             point = self._measure(closure)
-            return Trial(length, float(point.loss), float(point.gradient @ direction), point)
+            return Trial(length, *_along(point, direction), point)
 
         try:
             found = self._search(evaluate, origin, first)
@@ -284,6 +283,12 @@ class Searching(Contract):
         sizes = [value.numel() for value in self.parameters]
         parts = torch.arange(sum(sizes), device=self.parameters[0].device).split(sizes)
         return torch.cat([parts[place] for place in order])
+
+
+def _along(point: Point, direction: Tensor) -> tuple[float, float]:
+    """Return the loss at a point and its slope along a direction, in one look at the device."""
+    loss, slope = torch.stack([point.loss.reshape(()), point.gradient @ direction]).tolist()
+    return loss, slope
 
 
 def _agree(one: Point, other: Point) -> bool:

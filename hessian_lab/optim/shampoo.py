@@ -176,7 +176,8 @@ class Shampoo(FirstOrder):
             for side, moment in zip(SIDES, (part @ part.T, part.T @ part), strict=True):
                 name = f"{block.name}.{side}"
                 if name not in state:
-                    state[name] = group["eps"] * torch.eye(len(moment)).to(moment)
+                    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+                    state[name] = group["eps"] * eye
                 state[name] = state[name].mul(group["beta2"]).add(moment, alpha=added)
                 if due:
                     state[f"{name}_root"] = _root(state[name], group).to(moment)
@@ -255,12 +256,11 @@ def _is_plain(group: dict[str, Any], value: Tensor) -> bool:
 def _root(statistics: Tensor, group: dict[str, Any]) -> Tensor:
     """Return ``(A + ridge I)^{-1/exponent}``, in float64."""
     values, basis = eigen(statistics)
-    values = values + group["matrix_eps"] * float(values.max())
+    values = values + group["matrix_eps"] * values.max()
     # Rounding may take an eigenvalue to zero, or below it.
-    least = torch.finfo(statistics.dtype).eps * float(values.max())
-    powers = values.clamp(min=max(least, torch.finfo(torch.float64).tiny)) ** (
-        -1 / group["exponent"]
-    )
+    least = torch.finfo(statistics.dtype).eps * values.max()
+    least = least.clamp(min=torch.finfo(torch.float64).tiny)
+    powers = torch.maximum(values, least) ** (-1 / group["exponent"])
     root: Tensor = (basis * powers) @ basis.T
     return root
 

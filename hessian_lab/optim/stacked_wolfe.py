@@ -54,10 +54,8 @@ def stacked_strong_wolfe(
     """
     search = _Searches(start, c1, c2, trials)
     lengths = first.double()
-    while True:
-        places = search.open.nonzero().squeeze(1)
-        if not len(places):
-            break
+    places = search.open.nonzero().squeeze(1)
+    while len(places):
         found = evaluate(places, lengths[places])
         search.take(places, lengths[places], *found)
         places = search.open.nonzero().squeeze(1)
@@ -93,6 +91,7 @@ class _Searches:
         trial = torch.stack([lengths, values.double(), slopes.double()], dim=1)
         self.used[places] += 1
         start, low, zooming = self.start[places], self.low[places], self.zooming[places]
+        high = self.high[places]
         finite = trial.isfinite().all(dim=1)
         bound = start[:, VALUE] + self.c1 * lengths * start[:, SLOPE]
         first = ~zooming & (low[:, LENGTH] == 0)
@@ -104,21 +103,24 @@ class _Searches:
 
         better = ~rises
         turns = better & ~flat & ~zooming & (trial[:, SLOPE] >= 0)
-        back = trial[:, SLOPE] * (self.high[places][:, LENGTH] - low[:, LENGTH]) >= 0
+        back = trial[:, SLOPE] * (high[:, LENGTH] - low[:, LENGTH]) >= 0
         swaps = turns | (better & ~flat & zooming & back)
-        self.high[places[rises]] = trial[rises]
-        self.high[places[swaps]] = low[swaps]
+        # Not by masks as indices: a GPU's host would wait for each to learn how many it names.
+        high = torch.where(rises.unsqueeze(1), trial, torch.where(swaps.unsqueeze(1), low, high))
+        self.high[places] = high
         self.ahead[places] = lengths - low[:, LENGTH]
         self.before = low
         self.previous = places
-        kept = places[better]
-        self.low[kept] = trial[better]
-        self.gradients[kept] = gradients[better]
-        self.zooming[places[rises | turns]] = True
-        width = (self.high[places][:, LENGTH] - self.low[places][:, LENGTH]).abs()
-        largest = torch.maximum(self.high[places][:, LENGTH], self.low[places][:, LENGTH])
-        narrow = self.zooming[places] & (width <= 1e-16 * largest)
-        self.open[places[flat | spent | narrow]] = False
+        best = torch.where(better.unsqueeze(1), trial, low)
+        self.low[places] = best
+        kept = torch.where(better.unsqueeze(1), gradients, self.gradients[places])
+        self.gradients[places] = kept
+        zooming = zooming | rises | turns
+        self.zooming[places] = zooming
+        width = (high[:, LENGTH] - best[:, LENGTH]).abs()
+        largest = torch.maximum(high[:, LENGTH], best[:, LENGTH])
+        narrow = zooming & (width <= 1e-16 * largest)
+        self.open[places] = ~(flat | spent | narrow)
 
     def next_lengths(self, places: Tensor) -> Tensor:
         """Return the next trial of every open search [k]."""

@@ -79,7 +79,7 @@ def sum_slab(
 ) -> Slab:
     """Return the sums of some bands over points; see ``assemble_bands``."""
     slots, num_points = slots_of(model), len(coords)
-    size = chunk_size or default_chunk_size(slots, num_points)
+    size = chunk_size or default_chunk_size(slots, num_points, like=coords)
     slab = Slab(slots, bands, residual=residual, space=space)
     weights = [layer.weight for layer in model.maps]
     for start in range(0, num_points, size):
@@ -110,9 +110,11 @@ def split(slots: list[Slot], count: int, *, residual: bool) -> list[list[Band]]:
     return [bands for bands, _ in divide(slots, residual=residual, numbers=high)]
 
 
-def panel_numbers(slots: list[Slot], num_points: int, chunk_size: int | None = None) -> int:
+def panel_numbers(
+    slots: list[Slot], num_points: int, chunk_size: int | None = None, *, like: Tensor
+) -> int:
     """Return how many numbers a pass over some points works in, beside the sums of a slab."""
-    size = min(chunk_size or default_chunk_size(slots, num_points), num_points)
+    size = min(chunk_size or default_chunk_size(slots, num_points, like=like), num_points)
     return NUM_PANELS * size * widest_map(slots) ** 2
 
 
@@ -122,11 +124,11 @@ def largest_unit(slots: list[Slot], *, residual: bool) -> int:
 
 
 def slab_needs(
-    slots: list[Slot], num_points: int, chunk_size: int | None = None
+    slots: list[Slot], num_points: int, chunk_size: int | None = None, *, like: Tensor
 ) -> tuple[int, int]:
     """Return the numbers of the smallest slab of a Hessian, and those that are kept beside one.
 
     These are the panels of a pass, or a unit's entries in the order in which they are written.
     """
     unit = largest_unit(slots, residual=True)
-    return unit, max(panel_numbers(slots, num_points, chunk_size), 2 * unit)
+    return unit, max(panel_numbers(slots, num_points, chunk_size, like=like), 2 * unit)

@@ -19,6 +19,7 @@ from hessian_lab.names import known
 from hessian_lab.probe.closed_form import (
     Pass,
     Scratch,
+    panel_points,
     pull_back,
     run_pass,
     slots_of,
@@ -33,10 +34,9 @@ from hessian_lab.signal import Signal
 
 # The operator that an estimator takes for each matrix.
 OPERATORS = {"hessian": "HessianOperator", "ggn": "GGNOperator"}
-# Numbers in one panel of one pass, and the range of points per pass. A panel is walked through
-# about as often as it is multiplied, so it must stay in a core's own cache.
+# Numbers in one panel of one pass. A panel is walked through about as often as it is multiplied, so
+# on the CPU it must stay in a core's own cache.
 PANEL_NUMBERS = 1 << 18
-CHUNK_RANGE = (8, 1024)
 # Panels that one pass works in: B W and B.
 NUM_PANELS = 2
 
@@ -97,9 +97,10 @@ def diagonal_at(
 ) -> Tensor:
     """Return ``exact_diagonal`` from ∂L/∂f [p, c] and ∂²L/∂f² [p, c, c] at coordinates [p, d]."""
     num_points = len(coords)
-    slots, least, most = slots_of(model), *CHUNK_RANGE
+    slots = slots_of(model)
     square = widest_map(slots) ** 2
-    size = min(chunk_size or min(max(PANEL_NUMBERS // square, least), most), num_points)
+    size = chunk_size or panel_points(PANEL_NUMBERS, slots, like=slope, num_panels=NUM_PANELS)
+    size = min(size, num_points)
     require_bytes(
         NUM_PANELS * size * square * slope.element_size(),
         f"The exact diagonal of {slots[-1].bias.stop} parameters",

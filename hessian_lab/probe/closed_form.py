@@ -22,15 +22,18 @@ from torch import Tensor
 
 from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.mlp import CoordinateMLP
+from hessian_lab.probe.sizes import numbers_at_once
 
 # Numbers in one panel of one pass, and the range of points per pass: long enough to amortize the
-# calls, short enough to stay in the caches.
+# calls, short enough to stay in the caches of a CPU. A GPU takes more.
 PANEL_NUMBERS = 1 << 21
 CHUNK_RANGE = (8, 1024)
 # Buffers of that size that one pass works in.
 NUM_PANELS = 6
-# Numbers moved at once when a finished block is written: what fits a core's own cache.
+# Numbers moved at once when a finished block is written: what fits a core's own cache; and the
+# copies of them that are made on the way.
 TILE_NUMBERS = 1 << 18
+NUM_TILES = 3
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,12 @@ def assemble(
         curvature: ∂²L/∂f² [p, c, c] of each point, likewise.
         parts: The kinds of terms to sum.
         chunk_size: Points per pass; by default as many as keep each of six panels near 16 MiB,
-            and at least 8. The last pass may be shorter.
+            and at least 8; on a GPU as many as its memory holds. The last pass may be shorter.
     """
     maps = model.maps
     slots = slots_of(model)
     size = slots[-1].bias.stop
-    chunk_size = chunk_size or default_chunk_size(slots, len(coords))
+    chunk_size = chunk_size or default_chunk_size(slots, len(coords), like=coords)
     space = Scratch(coords)
     blocks = _Blocks(slots, like=coords, parts=parts, space=space)
     with torch.no_grad():
@@ -130,8 +133,11 @@ def temporary_numbers(model: CoordinateMLP, num_points: int, chunk_size: int | N
     """Return how many numbers ``assemble`` keeps at most beside the matrix itself."""
     slots = slots_of(model)
     sums = sum(math.prod(curved) + math.prod(crossed) for _, curved, crossed in _sums(slots))
-    points = min(num_points, chunk_size or default_chunk_size(slots, num_points))
-    return sums + NUM_PANELS * points * widest_map(slots) ** 2
+    weight = model.maps[0].weight
+    points = min(num_points, chunk_size or default_chunk_size(slots, num_points, like=weight))
+    panels = NUM_PANELS * points * widest_map(slots) ** 2
+    tiles = 0 if weight.device.type == "cpu" else NUM_TILES * _tile_numbers(weight)
+    return sums + max(panels, tiles)
 
 
 def _sums(
@@ -164,11 +170,20 @@ def widest_map(slots: list[Slot]) -> int:
     return max(max(slot.fan_in + 1, slot.fan_out) for slot in slots)
 
 
-def default_chunk_size(slots: list[Slot], num_points: int) -> int:
-    """Return how many points fill a panel."""
-    least, most = CHUNK_RANGE
-    wanted = min(max(PANEL_NUMBERS // widest_map(slots) ** 2, least), most)
+def default_chunk_size(slots: list[Slot], num_points: int, *, like: Tensor) -> int:
+    """Return how many points fill a panel of ``like``'s type, where it is."""
+    wanted = panel_points(PANEL_NUMBERS, slots, like=like, num_panels=NUM_PANELS)
     return math.ceil(num_points / math.ceil(num_points / wanted))
+
+
+def panel_points(cached: int, slots: list[Slot], *, like: Tensor, num_panels: int) -> int:
+    """Return how many points to take per pass, for panels of ``cached`` numbers on the CPU."""
+    least, most = CHUNK_RANGE
+    panel = numbers_at_once(
+        cached, device=like.device, itemsize=like.itemsize, num_buffers=num_panels
+    )
+    wanted = max(panel // widest_map(slots) ** 2, least)
+    return min(wanted, most) if like.device.type == "cpu" else wanted
 
 
 def run_pass(model: CoordinateMLP, coords: Tensor, slope: Tensor, curvature: Tensor) -> Pass:
@@ -379,7 +394,7 @@ class _Blocks:
         slot = self.slots[i]
         outputs = self.stairs[slot.fan_out].unfold(block.device)
         inputs = self.stairs[slot.fan_in + 1].unfold(block.device)
-        for rows in tile_slices(slot.fan_out, slot.fan_out * inputs.numel()):
+        for rows in tile_slices(slot.fan_out, slot.fan_out * inputs.numel(), like=block):
             tile = block[outputs[rows].flatten()][:, inputs.flatten()]
             tile = tile.view(-1, slot.fan_out, *inputs.shape)
             write_rows(hessian, slot, slot, rows, slot.units, tile)
@@ -391,7 +406,7 @@ class _Blocks:
         block = block.view(high.fan_out, low.fan_out, high.fan_in + 1, low.fan_in + 1)
         if crossed is not None:
             crossed = crossed.view(low.fan_out, high.fan_in, high.fan_out, low.fan_in + 1)
-        for rows in tile_slices(high.fan_out, block[0].numel()):
+        for rows in tile_slices(high.fan_out, block[0].numel(), like=block):
             tile = block[rows]
             if crossed is not None:
                 tile[:, :, :-1] += crossed[:, :, rows].permute(2, 0, 1, 3)
@@ -399,11 +414,17 @@ class _Blocks:
             write_columns(hessian, high, low, rows, low.units, tile)
 
 
-def tile_slices(count: int, numbers: int) -> Iterator[slice]:
+def tile_slices(count: int, numbers: int, *, like: Tensor) -> Iterator[slice]:
     """Yield slices of ``count`` rows of ``numbers`` numbers each, of about one tile."""
-    step = max(1, TILE_NUMBERS // numbers)
+    step = max(1, _tile_numbers(like) // numbers)
     for start in range(0, count, step):
         yield slice(start, min(start + step, count))
+
+
+def _tile_numbers(like: Tensor) -> int:
+    return numbers_at_once(
+        TILE_NUMBERS, device=like.device, itemsize=like.itemsize, num_buffers=NUM_TILES
+    )
 
 
 def write_rows(

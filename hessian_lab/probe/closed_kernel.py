@@ -15,8 +15,9 @@ from hessian_lab.fields.mlp import CoordinateMLP
 from hessian_lab.probe.closed_diagonal import jacobians, zeros
 from hessian_lab.probe.closed_form import run_pass, slots_of, widest_map
 from hessian_lab.probe.memory import require_bytes
+from hessian_lab.probe.sizes import numbers_at_once
 
-# Numbers in the panel of vectors z that are multiplied at once, if one unit has no more.
+# Numbers in the panel of vectors z that a CPU multiplies at once, if one unit has no more.
 PANEL_NUMBERS = 1 << 22
 # Steps that the lower triangle of the kernel is divided into: nearly half of all products.
 NUM_STEPS = 8
@@ -39,7 +40,8 @@ def kernel_squares(
         ResourceError: If the kernel does not fit, before it is allocated.
     """
     count = slope.numel()
-    panel = max(PANEL_NUMBERS, count * widest_map(slots_of(model)))
+    panel = numbers_at_once(PANEL_NUMBERS, device=slope.device, itemsize=8, num_buffers=2)
+    panel = max(panel, count * widest_map(slots_of(model)))
     require_bytes(
         8 * (count**2 + 2 * count**2 // NUM_STEPS + 2 * panel),
         f"The kernel of {count} outputs",

@@ -12,10 +12,11 @@ from hessian_lab.probe.closed_slabs import divide, unit_numbers
 from hessian_lab.probe.linearized import Matrix
 from hessian_lab.probe.memory import available_bytes, require_bytes
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.sizes import numbers_at_once
 from hessian_lab.signal import Signal
 
-# Numbers in a slab, unless so many units of a map have more: the derivatives by z that every slab
-# starts from cost as much as a few units.
+# Numbers in a slab on the CPU, unless so many units of a map have more: the derivatives by z that
+# every slab starts from cost as much as a few units.
 SLAB_NUMBERS = 1 << 24
 LEAST_UNITS = 8
 
@@ -102,15 +103,16 @@ def _slab_squares(
 ) -> list[Tensor]:
     """Return the squared row norms, a float64 table [o, k + 1] for every map."""
     slots = slots_of(model)
-    panels = panel_numbers(slots, len(coords), chunk_size)
+    panels = panel_numbers(slots, len(coords), chunk_size, like=slope)
     least = [
         min(LEAST_UNITS, slot.fan_out) * unit_numbers(slots, i, residual=residual)
         for i, slot in enumerate(slots)
     ]
-    unit, numbers = largest_unit(slots, residual=residual), max(SLAB_NUMBERS, *least)
+    slab_numbers = numbers_at_once(SLAB_NUMBERS, device=slope.device, itemsize=slope.itemsize)
+    unit, numbers = largest_unit(slots, residual=residual), max(slab_numbers, *least)
     there = available_bytes(slope.device)
     if there is not None:
-        numbers = max(unit, min(numbers, there // (2 * slope.element_size()) - panels))
+        numbers = max(unit, min(numbers, there // (2 * slope.itemsize) - panels))
     plan = divide(slots, residual=residual, numbers=numbers)
     # A unit at a time is squared, in float64.
     require_bytes(

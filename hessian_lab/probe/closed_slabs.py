@@ -237,7 +237,7 @@ class Slab:
             height = rows.stop - rows.start
             part = block[place : place + height * step.stop].unflatten(0, (height, step.stop))
             place += height * step.stop
-            for tile in tile_slices(height, step.stop * inputs.numel()):
+            for tile in tile_slices(height, step.stop * inputs.numel(), like=block):
                 units = slice(rows.start + tile.start, rows.start + tile.stop)
                 full = part[tile, : units.stop].flatten(0, 1)[:, inputs.flatten()]
                 full = full.view(-1, units.stop, *inputs.shape)
@@ -253,10 +253,10 @@ class Slab:
     def _write_pair(self, band: Band, j: int, sums: Sums, matrix: Tensor) -> None:
         high, low = self.slots[band.index], self.slots[j]
         block = self._pair(band, j, sums)
-        for tile in tile_slices(band.units, block[0].numel()):
+        for tile in tile_slices(band.units, block[0].numel(), like=block):
             units = slice(band.rows.start + tile.start, band.rows.start + tile.stop)
             write_rows(matrix, high, low, units, low.units, block[tile])
-        for others in tile_slices(low.fan_out, block[:, 0].numel()):
+        for others in tile_slices(low.fan_out, block[:, 0].numel(), like=block):
             write_columns(matrix, high, low, band.rows, others, block[:, others])
 
     def fold(self, totals: list[Tensor]) -> None:
@@ -273,7 +273,7 @@ class Slab:
         slot, place = self.slots[band.index], 0
         owners = _owners(slot.fan_in + 1, like=total)
         for rows, step in band.steps(slot):
-            for tile in tile_slices(rows.stop - rows.start, step.stop * block.shape[1]):
+            for tile in tile_slices(rows.stop - rows.start, step.stop * block.shape[1], like=block):
                 stop = place + (tile.stop - tile.start) * step.stop
                 squares = block[place:stop].to(total.dtype).square_() @ owners
                 squares = squares.unflatten(0, (-1, step.stop))
@@ -284,7 +284,7 @@ class Slab:
 
     def _fold_pair(self, band: Band, j: int, sums: Sums, totals: list[Tensor]) -> None:
         block = self._pair(band, j, sums)
-        for tile in tile_slices(band.units, block[0].numel()):
+        for tile in tile_slices(band.units, block[0].numel(), like=block):
             squares = block[tile].to(totals[j].dtype).square_()
             totals[band.index][band.rows][tile] += squares.sum(dim=(1, 3))
             totals[j] += squares.sum(dim=(0, 2))
@@ -296,7 +296,7 @@ class Slab:
         crossed = sums.pop(("crossed", j), None)
         if crossed is not None:
             crossed = crossed.view(high.fan_in, low.fan_out, -1, low.fan_in + 1)
-            for tile in tile_slices(band.units, block[0].numel()):
+            for tile in tile_slices(band.units, block[0].numel(), like=block):
                 block[tile][:, :, :-1] += crossed[:, :, tile].permute(2, 1, 0, 3)
         return block
 

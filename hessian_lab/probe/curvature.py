@@ -27,9 +27,10 @@ from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.ranks import ALONE, DIAGONAL, PRODUCT, RELEASE, Ranks
+from hessian_lab.probe.sizes import columns_at_once
 from hessian_lab.probe.storage import chosen_chunk
 
-# Columns of a block product that are worked on at once.
+# Columns of a block product that the CPU works on at once.
 BLOCK_COLUMNS = 16
 
 
@@ -82,6 +83,9 @@ class _CurvatureOperator(SymmetricOperator):
                 problem = why_no_mean(linearizer, self._points, self._own_points)
             keep = self.chunk_size is None
             self._kept = list(linearizer.each(self._points, self.num_points)) if keep else None
+            self._columns = columns_at_once(
+                BLOCK_COLUMNS, device=self.device, size=self.size, itemsize=self.dtype.itemsize
+            )
         if problem:
             warnings.warn(
                 f"loss is no mean over points: {problem}. Batches are weighed as if it were, so "
@@ -185,7 +189,7 @@ class _CurvatureOperator(SymmetricOperator):
         parts = self._kept or self._linearizer.each(self._points, self.num_points)
         total: Tensor | None = None
         for part in parts:
-            products = _in_blocks(part, rows)
+            products = _in_blocks(part, rows, self._columns)
             if self._kept is not None and len(self._kept) == 1:
                 return products
             # Many batches of a float32 model add up in double precision.
@@ -208,10 +212,10 @@ def _own_points(points: Points) -> int:
     return total
 
 
-def _in_blocks(part: Linearization, rows: Tensor) -> Tensor:
-    if len(rows) <= BLOCK_COLUMNS:
+def _in_blocks(part: Linearization, rows: Tensor, columns: int) -> Tensor:
+    if len(rows) <= columns:
         return part.products(rows)
-    return torch.cat([part.products(some) for some in rows.split(BLOCK_COLUMNS)])
+    return torch.cat([part.products(some) for some in rows.split(columns)])
 
 
 class HessianOperator(_CurvatureOperator):

@@ -19,6 +19,7 @@ from hessian_lab.probe.memory import available_bytes, require_bytes
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.rendered import has_rendered_form, rendered_matrix, rendering_numbers
 from hessian_lab.probe.scratch import whole_file
+from hessian_lab.probe.vectors import placed
 from hessian_lab.signal import Signal
 
 # A loss is a mean over points if moving one prediction changes no other's gradient; the two sides
@@ -266,7 +267,7 @@ def slab_numbers(model: nn.Module, num_points: int, chunk_size: int | None = Non
     field, samples = closed_network(model)
     unit, others = size, BLOCK_RANGE[1] * size
     if field is not None:
-        unit, others = slab_needs(slots_of(field), num_points * samples, chunk_size)
+        unit, others = slab_needs(slots_of(field), num_points * samples, chunk_size, like=first)
         others += 0 if field is model else rendering_numbers(model, num_points)  # type: ignore[arg-type]
     require_bytes(
         (unit + others) * first.element_size(),
@@ -394,7 +395,7 @@ def _separable(slope: Tensor, outputs: Tensor, curvature: Tensor) -> bool:
     """Tell whether ∂²L/∂f² v is the points' own curvature times v, for a random v."""
     generator = torch.Generator("cpu").manual_seed(0)
     options: dict[str, Any] = {"dtype": torch.float64, "device": "cpu", "generator": generator}
-    probe = torch.randn(outputs.shape, **options).to(outputs)
+    probe = placed(torch.randn(outputs.shape, **options), outputs.device).to(outputs.dtype)
     product = _derivative((slope * probe).sum(), outputs)
     expected = torch.einsum("pij,pj->pi", curvature, probe)
     scale = curvature.abs().sum(dim=2).max()

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from hessian_lab.losses import Loss
+from hessian_lab.probe.memory import available_bytes
 from hessian_lab.probe.operators import SYMMETRY_ROUNDINGS
+from hessian_lab.probe.sizes import MOST_COLUMNS, within
 from hessian_lab.signal import Signal
 
-# Rows per product, and the bytes of activations that one block of rows may work on.
+# Rows per product, and the bytes of activations that one block of rows may work on; a GPU takes
+# more, as its memory allows.
 BLOCK_RANGE = (1, 16)
 BLOCK_BYTES = 1 << 28
 # Rows and columns that are symmetrized at once in a file: each fault reads 128 KiB of a row.
@@ -150,7 +153,7 @@ def _block(model: nn.Module, loss: Loss, signal: Signal, parameters: Sequence[nn
     except (RuntimeError, ValueError, IndexError):
         # A loss may be one of all these points, and of no others.
         return BLOCK_RANGE[0]
-    return block_size(saved.total * signal.num_points // few)
+    return block_size(saved.total * signal.num_points // few, parameters[0].device)
 
 
 def ggn_rows(model: nn.Module, loss: Loss, signal: Signal, *, out: Tensor | None = None) -> Tensor:
@@ -217,21 +220,23 @@ def symmetrize(matrix: Tensor, *, tile: int = 1024) -> float:
 
     Returns the largest difference between the two.
     """
-    gap = 0.0
+    gaps = []
     for i in range(0, len(matrix), tile):
         for j in range(0, i + 1, tile):
             upper, lower = matrix[j : j + tile, i : i + tile], matrix[i : i + tile, j : j + tile]
-            gap = max(gap, float((upper - lower.T).abs().max()))
+            gaps.append((upper - lower.T).abs().max())
             mean = (upper + lower.T) / 2
             upper.copy_(mean)
             lower.copy_(mean.T)
-    return gap
+    return float(torch.stack(gaps).max())
 
 
-def block_size(num_bytes: int) -> int:
+def block_size(num_bytes: int, device: torch.device) -> int:
     """Return how many rows may be pulled back at once through a graph that keeps so many bytes."""
     least, most = BLOCK_RANGE
-    return max(least, min(most, BLOCK_BYTES // max(1, num_bytes)))
+    if device.type == "cpu":
+        return max(least, min(most, BLOCK_BYTES // max(1, num_bytes)))
+    return within(available_bytes(device), num_bytes, least=least, most=MOST_COLUMNS)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from hessian_lab.probe.operators import (
 )
 from hessian_lab.probe.precision import full_precision
 from hessian_lab.probe.scratch import require_room, roomy_empty
+from hessian_lab.probe.unseen import Unseen
 
 # A residual this many roundings below ‖T‖ is noise: the Krylov space is exhausted.
 BREAKDOWN_ROUNDINGS = 10
@@ -24,6 +25,8 @@ BREAKDOWN_ROUNDINGS = 10
 STEP_VECTORS = 5
 # What remains of a residual is orthogonal to rounding unless less than this of it remains.
 CANCELLATION = 0.5
+# Steps between two looks at what they have come to. Where a look waits for a device there are few.
+LOOK_EVERY = {"cpu": 1, "cuda": 8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +164,12 @@ class Recurrence:
     """``m`` Lanczos recurrences over one preallocated basis, a block product per step.
 
     It takes one step at a time, from whatever rows ``basis`` holds before ``position``: all that
-    follow are kept orthogonal to them. Each step costs one product with a block [n, m] and one
-    host synchronization, and a second one where a residual cancels: where one ends.
+    follow are kept orthogonal to them. Each step costs one product with a block [n, m].
+
+    On the CPU every step is looked at: it orthogonalizes twice only where a residual cancels, and
+    stops at once. On a GPU the host would wait for the device each time. There every step
+    orthogonalizes twice, ended recurrences are masked, and looks are 1, 2, 4 and then 8 steps
+    apart: it may take up to seven products too many, of which nothing is kept.
 
     With ``scratch``, a basis that does not fit in memory lies in a file without a name in that
     directory, and goes with this object or the process. Then every step reads all vectors so far
@@ -178,6 +185,7 @@ class Recurrence:
         alive: Which recurrences have not ended [m].
         lengths: The steps that each has taken [m].
         num_products: Products so far.
+        every: The most steps between two looks.
     """
 
     def __init__(
@@ -208,6 +216,9 @@ class Recurrence:
         self.lengths = torch.zeros(num_starts, dtype=torch.int64, device=operator.device)
         self.position = 0
         self.num_products = 0
+        self.every = LOOK_EVERY.get(operator.device.type, LOOK_EVERY["cuda"])
+        self._going = True
+        self._unseen = Unseen(self.basis[:, 0]) if self.every > 1 else None
 
     def start(self, vectors: Tensor) -> None:
         """Put vectors [m, n], normalized in the complement of the rows before, at ``position``."""
@@ -217,6 +228,9 @@ class Recurrence:
             row[:] = orthogonalized(row, known)
             row /= _norms(row).unsqueeze(1)
         self.alive.fill_(True)
+        self._going = True
+        if self._unseen is not None:
+            self._unseen.due = 1
 
     def step(self, couplings: Tensor | None = None) -> bool:
         """Multiply the row at ``position``, and put what is new in its product into the next row.
@@ -226,10 +240,10 @@ class Recurrence:
                 default of the one before, by how much it was coupled.
 
         Returns:
-            Whether any recurrence goes on.
+            Whether any recurrence goes on, as far as is known.
 
         Raises:
-            NonFiniteError: If a product is not finite.
+            NonFiniteError: If a product is not finite, at the look that follows.
         """
         place = self.position
         if couplings is None:
@@ -238,15 +252,33 @@ class Recurrence:
         self.num_products += len(product)
         alpha, before = self._reduced(product, couplings)
         residual = self.basis[:, place + 1]
+        if self._unseen is not None:
+            return self._go_on(self._unseen, product, alpha)
         beta = _norms(residual)
         going, ended, cancelled, finite = self._outlook(alpha, before, beta)
         if not finite:
-            self._refuse(product)
+            self._refuse(product, first=self.num_products - len(product) + 1)
         if cancelled:
             residual[:] = orthogonalized(residual, self.basis[:, : place + 1])
             beta = _norms(residual)
         self._record(alpha, beta, ended=ended or cancelled)
-        return bool(self.alive.any()) if cancelled else going
+        self._going = bool(self.alive.any()) if cancelled else going
+        return self._going
+
+    def look(self) -> bool:
+        """Return whether any recurrence goes on; ``position`` is behind the last step of all.
+
+        Raises:
+            NonFiniteError: If a product since the last look was not finite.
+        """
+        unseen = self._unseen
+        if unseen is not None and unseen.steps:
+            self._going, finite = unseen.wait(self.alive, most=self.every)
+            if not finite:
+                self._refuse(unseen.suspect, first=unseen.first)
+            if not self._going:
+                self.position = unseen.end
+        return self._going
 
     def result(self, *, keep_basis: bool) -> Tridiagonalization:
         """Return the tridiagonal matrices of a recurrence that began at row 0."""
@@ -264,6 +296,18 @@ class Recurrence:
             self.num_products,
             basis,
         )
+
+    def _go_on(self, unseen: Unseen, product: Tensor, alpha: Tensor) -> bool:
+        """Finish a step without waiting for what it has come to."""
+        residual = self.basis[:, self.position + 1]
+        residual[:] = orthogonalized(residual, self.basis[:, : self.position + 1])
+        beta = _norms(residual)
+        alive = self.alive.any()
+        self._record(alpha, beta, ended=True)
+        finite = (alpha + beta).isfinite().all()
+        unseen.note(product, finite, alive, position=self.position, count=self.num_products)
+        due = unseen.steps >= unseen.due or self.position == self.num_rows
+        return self.look() if due else True
 
     def _slices(self) -> list[slice]:
         """Return which rows to work on at a time: one on the CPU, all elsewhere.
@@ -320,8 +364,8 @@ class Recurrence:
             # One that has ended multiplies its start again; nothing of it is recorded.
             following[:] = torch.where(self.alive.unsqueeze(1), following, self.basis[:, 0])
 
-    def _refuse(self, product: Tensor) -> None:
-        first = self.num_products - len(product) + 1
+    @staticmethod
+    def _refuse(product: Tensor, *, first: int) -> None:
         require_finite(product.T, first=first)
         raise NonFiniteError(
             f"product {first} of the operator must be finite: its norm overflows {product.dtype}."

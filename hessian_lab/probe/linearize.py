@@ -233,7 +233,7 @@ class Linearizer:
         # On the CPU a loop over rows is as fast as a batch of them, and always works.
         if self.device.type == "cpu":
             return 1
-        return block_size(int(self.per_point * num_points))
+        return block_size(int(self.per_point * num_points), self.device)
 
     def _restricted(self, whole: LinearizedField) -> Linearization:
         """Return products with the block of the chosen parameters alone."""

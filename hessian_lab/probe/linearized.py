@@ -24,13 +24,15 @@ from torch import Tensor
 
 from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.mlp import CoordinateMLP
-from hessian_lab.probe.passes import Block, Call, Tile, Workspace
+from hessian_lab.probe.graphs import Call, Replayed
+from hessian_lab.probe.passes import Block, Tile, Workspace
+from hessian_lab.probe.sizes import numbers_at_once
 
 Matrix = Literal["hessian", "ggn"]
 MATRICES = ("hessian", "ggn")
-# Numbers of one buffer [points, vectors, units]: what stays in the caches of a few cores, and on a
-# GPU what keeps it busy.
-TILE_NUMBERS = {"cpu": 1 << 19, "cuda": 1 << 25}
+# Numbers of one buffer [points, vectors, units]: what stays in the caches of a few cores. A GPU
+# takes more.
+TILE_NUMBERS = 1 << 19
 
 
 class Coupling(Protocol):
@@ -74,7 +76,7 @@ class LinearizedField:
         self.curvature = _compact(curvature) if isinstance(curvature, Tensor) else curvature
         self.full = matrix == "hessian"
         self._workspace = workspace or Workspace(self.weights, full=self.full)
-        self._bound: dict[Block, list[Call]] = {}
+        self._bound: dict[Block, Replayed] = {}
         with torch.no_grad():
             self._store(model, coords, slope)
 
@@ -82,12 +84,12 @@ class LinearizedField:
     def products(self, rows: Tensor) -> Tensor:
         """Return ``V A`` [k, n] for the rows of ``V`` [k, n]; about six gradients each at most."""
         block = self._workspace.block(len(rows))
-        calls = self._bound.get(block)
-        if calls is None:
+        run = self._bound.get(block)
+        if run is None:
             alive = self._workspace.blocks.values()
             self._bound = {known: self._bound[known] for known in alive if known in self._bound}
-            calls = self._bound[block] = list(self._calls(block))
-        return block.products(rows, calls)
+            run = self._bound[block] = block.bound(self._calls(block))
+        return block.products(rows, run)
 
     def _calls(self, block: Block) -> Iterator[Call]:
         size = self._tile_size(block.num_vectors)
@@ -132,7 +134,13 @@ class LinearizedField:
 
     def _tile_size(self, num_vectors: int) -> int:
         """Return how many points one pass takes."""
-        numbers = TILE_NUMBERS.get(self.inputs[0].device.type, TILE_NUMBERS["cuda"])
+        like = self.inputs[0]
+        numbers = numbers_at_once(
+            TILE_NUMBERS,
+            device=like.device,
+            itemsize=like.itemsize,
+            num_buffers=2 * len(self.weights),
+        )
         widest = max(max(weight.shape) for weight in self.weights)
         most = max(64, numbers // (widest * num_vectors))
         num_points = len(self.inputs[0])

@@ -11,12 +11,13 @@ from torch import Tensor
 from hessian_lab.errors import NonFiniteError
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.sizes import columns_at_once
 from hessian_lab.probe.vectors import gaussian
 
 # vᵀ A u and uᵀ A v of a symmetric operator differ by fewer roundings of ‖A u‖ ‖v‖ than this.
 SYMMETRY_ROUNDINGS = 1e3
 PRECISIONS = (torch.float32, torch.float64)
-# Columns of the identity that ``dense`` multiplies at once.
+# Columns of the identity that ``dense`` multiplies at once on the CPU.
 DENSE_COLUMNS = 16
 
 
@@ -103,16 +104,18 @@ class SymmetricOperator(ABC):
         Raises:
             ResourceError: If it does not fit, before it is allocated.
         """
-        itemsize = torch.finfo(self.dtype).bits // 8
         require_bytes(
-            self.size**2 * itemsize,
+            self.size**2 * self.dtype.itemsize,
             f"The dense matrix of size {self.size}",
             device=self.device,
             cure="Measure it by its products.",
         )
         matrix = torch.empty(self.size, self.size, dtype=self.dtype, device=self.device)
-        for start in range(0, self.size, DENSE_COLUMNS):
-            columns = slice(start, min(start + DENSE_COLUMNS, self.size))
+        step = columns_at_once(
+            DENSE_COLUMNS, device=self.device, size=self.size, itemsize=self.dtype.itemsize
+        )
+        for start in range(0, self.size, step):
+            columns = slice(start, min(start + step, self.size))
             units = matrix.new_zeros(columns.stop - start, self.size)
             units[:, columns].fill_diagonal_(1)
             matrix[:, columns] = self @ units.T

@@ -4,14 +4,15 @@ Slicing, viewing and allocating cost as much as the arithmetic of a small field.
 pass are listed once for a width of blocks, with all their operands, and a product only makes them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-Call = Callable[[], object]
+from hessian_lab.probe.graphs import Call, Replayed
+
 # A weight [k, o, fan_in] and a bias [k, o].
 _Map = tuple[Tensor, Tensor]
 # Widths of blocks to keep buffers of: that of most blocks, and that of the last one.
@@ -77,12 +78,14 @@ class Block:
             else:
                 self._add_copies(directions, sums)
 
-    def products(self, rows: Tensor, passes: Sequence[Call]) -> Tensor:
-        """Return the products [k, n] with directions [k, n], for passes bound to this block."""
+    def bound(self, passes: Iterable[Call]) -> Replayed:
+        """Return all calls of a product, for passes bound to this block."""
+        return Replayed([*self._cut, *passes, *self._join], self.rows.device)
+
+    def products(self, rows: Tensor, run: Replayed) -> Tensor:
+        """Return the products [k, n] with directions [k, n], by calls bound to this block."""
         self.rows.copy_(rows)
-        for calls in (self._cut, passes, self._join):
-            for call in calls:
-                call()
+        run()
         return self.sums.clone()
 
     def _add_first(self, directions: _Map, sums: _Map) -> None:

@@ -34,6 +34,9 @@ _state = _State()
 class full_precision(ContextDecorator):
     """Switch TF32, bfloat16 shortcuts and autocast off, and back to what they were.
 
+    Double precision has no shortcut, and those of half precision are never met: operators compute
+    in float32 or float64.
+
     A context and a decorator. The outermost one of a thread asks every switch, which takes as long
     as a product of a small matrix; those inside it ask none.
     """

@@ -24,11 +24,13 @@ from hessian_lab.probe.closed_form import Parts, Pass, assemble, run_pass, slots
 from hessian_lab.probe.closed_slabs import divide
 from hessian_lab.probe.kept_graph import FILE_TILE, symmetrize
 from hessian_lab.probe.linearized import Matrix
+from hessian_lab.probe.sizes import numbers_at_once
 
 # What says how a field is seen: replaced in one of them, it has no closed form.
 METHODS = {"forward", "along", "places", "radiance", "density"}
-# Numbers of a panel of per-sample gradients.
+# Numbers of a panel of per-sample gradients on the CPU, and such panels at a time.
 PANEL_NUMBERS = 1 << 22
+NUM_PANELS = 4
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,15 @@ SAMPLE_NUMBERS = 4 + 16 + 1 + 12
 def rendering_numbers(model: RadianceField, num_rays: int) -> int:
     """Return how many numbers ``rendered_matrix`` keeps at most beside matrix and network."""
     size = sum(value.numel() for value in model.parameters())
-    panel = max(PANEL_NUMBERS, size * model.samples)
-    return 4 * panel + 2 * SAMPLE_NUMBERS * num_rays * model.samples
+    panel = max(_panel_numbers(model), size * model.samples)
+    return NUM_PANELS * panel + 2 * SAMPLE_NUMBERS * num_rays * model.samples
+
+
+def _panel_numbers(model: RadianceField) -> int:
+    weight = model.field.maps[0].weight
+    return numbers_at_once(
+        PANEL_NUMBERS, device=weight.device, itemsize=weight.itemsize, num_buffers=NUM_PANELS
+    )
 
 
 def rendered_matrix(
@@ -221,7 +230,7 @@ def derivatives(raw: Tensor, rays: Tensor, slope: Tensor) -> Rendered:
 def _chunks(model: RadianceField, places: Tensor, slope: Tensor) -> Iterator[tuple[slice, Pass]]:
     """Yield rays with a forward pass over their samples."""
     size = sum(value.numel() for value in model.parameters())
-    step = max(1, PANEL_NUMBERS // (size * model.samples))
+    step = max(1, _panel_numbers(model) // (size * model.samples))
     for start in range(0, len(places), step):
         rows = slice(start, start + step)
         points = places[rows].flatten(0, 1)

@@ -126,16 +126,18 @@ def agreement(found: Sequence[Candidates], *, num_probes: int) -> Settled:
     )
     vectors = torch.cat([one.vectors for one in found])
     settled = [(values[:0], vectors[:0])]
+    known = vectors[:0]
     for members in _clusters(values, radii):
         if len(rows[members].unique()) < WITNESSES * num_probes:
             continue
         chosen = vectors[members.to(vectors.device)]
         space = _eigenspace(values[members], radii[members], chosen)
-        if space and not any(_overlap(space[1], other) for _, other in settled[1:]):
+        if space and not _overlap(space[1], known, [len(one) for one, _ in settled]):
             settled.append(space)
+            known = torch.cat([known, space[1]])
     joined = torch.cat([one for one, _ in settled])
     order = joined.argsort(descending=True, stable=True)
-    return Settled(joined[order], torch.cat([one for _, one in settled])[order.to(vectors.device)])
+    return Settled(joined[order], known[order.to(vectors.device)])
 
 
 def _clusters(values: Tensor, radii: Tensor) -> list[Tensor]:
@@ -165,9 +167,18 @@ def _eigenspace(values: Tensor, radii: Tensor, vectors: Tensor) -> tuple[Tensor,
     return inner, (turn.T @ combination).to(vectors) @ vectors
 
 
-def _overlap(vectors: Tensor, others: Tensor) -> bool:
-    """Return whether two spaces share a direction: one eigenspace that rounding took apart."""
-    return bool(((vectors @ others.T) ** 2).sum(dim=1).max() > SPANNING)
+def _overlap(vectors: Tensor, known: Tensor, dimensions: list[int]) -> bool:
+    """Return whether a space shares a direction with any of those known: one that rounding split.
+
+    Args:
+        vectors: Its basis [r, n].
+        known: Bases [d, n] of all others.
+        dimensions: Theirs; they add up to ``d``.
+    """
+    if not len(known):
+        return False
+    parts = ((vectors @ known.T) ** 2).split(dimensions, dim=1)
+    return bool(torch.stack([part.sum(dim=1).max() for part in parts]).max() > SPANNING)
 
 
 def without(nodes: Tensor, weights: Tensor, places: Tensor, masses: Tensor) -> Tensor:

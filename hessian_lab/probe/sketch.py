@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from hessian_lab.probe.operators import Multiplies, as_operator, require_finite
+from hessian_lab.probe.sizes import columns_at_once
 from hessian_lab.probe.vectors import Distribution, probes
 
-# Vectors that are multiplied at once.
+# Vectors that the CPU multiplies at once.
 BLOCK = 16
 # Products differ from exact ones by fewer roundings of their norm than this.
 ROUNDINGS = 30
@@ -32,6 +33,10 @@ class Probing:
         probes(self.size, 0, seed=seed, like=self.operator, distribution=distribution)
         self.num_probes = 0
         self.num_products = 0
+        # Products are handed on in double precision.
+        self._block = columns_at_once(
+            BLOCK, device=self.operator.device, size=self.size, itemsize=8
+        )
         self._squares: list[Tensor] = []
 
     @property
@@ -47,7 +52,7 @@ class Probing:
     def blocks(self, num: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the next ``num`` vectors and their products, a few columns [n, k] at a time."""
         while num:
-            few = min(num, BLOCK)
+            few = min(num, self._block)
             block = probes(
                 self.size,
                 few,
@@ -72,14 +77,15 @@ class Probing:
 
     def times(self, vectors: Tensor) -> Tensor:
         """Return the products with vectors [n, k], a few at a time."""
-        blocks = [self._times(block) for block in vectors.to(self.operator.dtype).split(BLOCK, 1)]
+        parts = vectors.to(self.operator.dtype).split(self._block, 1)
+        blocks = [self._times(block) for block in parts]
         return torch.cat(blocks, dim=1)
 
     def columns(self) -> Iterator[tuple[int, Tensor]]:
         """Yield all columns of the matrix, a few at a time, with the number of the first."""
         like = torch.empty(0, dtype=self.operator.dtype, device=self.operator.device)
-        for start in range(0, self.size, BLOCK):
-            units = like.new_zeros(self.size, min(BLOCK, self.size - start))
+        for start in range(0, self.size, self._block):
+            units = like.new_zeros(self.size, min(self._block, self.size - start))
             units[start:].fill_diagonal_(1)
             products = self._times(units)
             self._squares.append(self.size * products.square().sum(dim=0))

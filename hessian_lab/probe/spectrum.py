@@ -16,6 +16,9 @@ LADDER = tuple(10.0**-exponent for exponent in range(3, 14))
 # Two triangles that rounding alone tells apart differ by less than this many eps of the largest.
 ASYMMETRY_ROUNDINGS = 1e3
 TILE = 1024
+# Matrices that an eigenvalue solver works in beside its input: a copy of it and, on a GPU, what
+# cuSOLVER asks for.
+SOLVER_COPIES = {"cpu": 1, "cuda": 3}
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +183,8 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
     ``spectral_measure``.
 
     Args:
-        matrix: Symmetric up to rounding. About ``4/3 n³`` operations and one copy of it in memory;
-            two where it is single, or rows are left out, and they fit.
+        matrix: Symmetric up to rounding. About ``4/3 n³`` operations and one copy of it in memory,
+            on a GPU three; one more where it is single, or rows are left out, and they fit.
         rounding: An error that it is known to have, in its 2-norm, if more than its own rounding.
 
     Raises:
@@ -197,8 +200,9 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
             dtype,
             dtype,
         )
-    alive = torch.cat([(rows != 0).any(dim=1) for rows in tensor.split(TILE)])
-    zeros = len(tensor) - int(alive.sum())
+    # Not matrix != 0: that is as large as an eighth of the matrix.
+    alive = torch.cat([rows.any(dim=1) for rows in tensor.split(TILE)]).nonzero().squeeze(1)
+    zeros = len(tensor) - len(alive)
     values = _eigenvalues(tensor, alive if zeros else None)
     if zeros:
         values = torch.cat([values, values.new_zeros(zeros)]).sort().values
@@ -208,16 +212,17 @@ def spectrum(matrix: Tensor | np.ndarray, *, rounding: float = 0.0) -> Spectrum:
 def spectrum_bytes(size: int, device: torch.device, *, copied: bool = False) -> int:
     """Return the bytes that an eigenvalue problem takes beside its matrix.
 
-    The copy that LAPACK works on, and one before it of what is not in double precision or leaves
-    rows out; on other devices than the CPU also a workspace of that size.
+    What the solver works in, and a copy before it of what is not in double precision or leaves rows
+    out.
     """
-    return 8 * (1 + copied + (device.type != "cpu")) * size**2
+    copies = SOLVER_COPIES.get(device.type, SOLVER_COPIES["cuda"]) + copied
+    return int(8 * copies * size**2)
 
 
-def _eigenvalues(matrix: Tensor, alive: Tensor | None) -> Tensor:
+def _eigenvalues(matrix: Tensor, places: Tensor | None) -> Tensor:
     """Return the eigenvalues of a matrix, of some of its rows and columns if given, on the CPU."""
-    device, size = matrix.device, len(matrix) if alive is None else int(alive.sum())
-    copied = alive is not None or matrix.dtype != torch.float64
+    device, size = matrix.device, len(matrix if places is None else places)
+    copied = places is not None or matrix.dtype != torch.float64
     # LAPACK of SciPy may work on the copy itself; that of torch copies, and is faster.
     short = not fits(spectrum_bytes(size, device, copied=True), device)
     sparing = copied and short and device.type == "cpu"
@@ -228,18 +233,15 @@ def _eigenvalues(matrix: Tensor, alive: Tensor | None) -> Tensor:
         cure="Measure a smaller network, or take products: spectral_measure, --method slq.",
     )
     if sparing:
-        return _overwriting(matrix, alive)
-    places = None if alive is None else alive.nonzero().squeeze(1)
+        return _overwriting(matrix, places)
     core = matrix if places is None else matrix[places.unsqueeze(1), places]
     values: Tensor = torch.linalg.eigvalsh(core.double()).cpu()
     return values
 
 
-def _overwriting(matrix: Tensor, alive: Tensor | None) -> Tensor:
+def _overwriting(matrix: Tensor, places: Tensor | None) -> Tensor:
     """Return the eigenvalues, with a single copy of the matrix."""
-    if alive is None:
-        alive = torch.ones(len(matrix), dtype=torch.bool)
-    places = alive.nonzero().squeeze(1)
+    places = torch.arange(len(matrix)) if places is None else places
     core = np.empty((len(places), len(places)), order="F")
     for column, row in enumerate(places.tolist()):
         core[:, column] = matrix[row][places].numpy()
@@ -268,15 +270,15 @@ def _largest(matrix: Tensor) -> float:
 
 def asymmetry(matrix: Tensor) -> float:
     """Return max|A - Aᵀ|, tile by tile."""
-    gap = 0.0
+    gaps = []
     # Wide tiles of large matrices, which may lie in files: a fault reads 128 KiB of a row.
     tile = max(TILE, len(matrix) // 8)
     for i in range(0, len(matrix), tile):
         for j in range(0, i + 1, tile):
             lower = matrix[i : i + tile, j : j + tile]
             upper = matrix[j : j + tile, i : i + tile]
-            gap = max(gap, float((lower - upper.T).abs().max()))
-    return gap
+            gaps.append((lower - upper.T).abs().max())
+    return float(torch.stack(gaps).max())
 
 
 def pooled(spectra: Sequence[Spectrum]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.stack import FieldStack, per_field, split_maps
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.precision import full_precision
+from hessian_lab.probe.sizes import numbers_at_once
 
 # Numbers of a panel [networks, points, units²] that is worked on at once, and panels in use.
 PANEL_NUMBERS, NUM_PANELS = 1 << 22, 6
@@ -53,20 +54,24 @@ def stacked_hessians(stack: FieldStack, coords: Tensor, values: Tensor) -> Tenso
         expected = [count, coords.shape[-2], stack.sizes[-1]]
         raise ValueError(f"values must have shape {expected}, got {list(values.shape)}.")
     widest = max(stack.sizes) + 1
-    panel = max(PANEL_NUMBERS, values.shape[1] * widest**2)
+    own = stack.parameters
+    panel = numbers_at_once(
+        PANEL_NUMBERS, device=own.device, itemsize=own.itemsize, num_buffers=NUM_PANELS
+    )
+    panel = max(panel, values.shape[1] * widest**2)
     require_bytes(
-        stack.parameters.element_size() * (count * size**2 + NUM_PANELS * panel),
+        own.itemsize * (count * size**2 + NUM_PANELS * panel),
         f"The Hessians of {count} networks of {size} parameters",
-        device=stack.parameters.device,
+        device=own.device,
         cure="Measure fewer at a time.",
     )
     hessians = stack.parameters.new_zeros(count, size, size)
     step = max(1, panel // (values.shape[1] * widest**2))
     for start in range(0, count, step):
         part = slice(start, start + step)
-        own = coords if coords.ndim == 2 else coords[part]
+        places = coords if coords.ndim == 2 else coords[part]
         few = FieldStack(stack.parameters[part], stack.activations, stack.sizes, stack.octaves)
-        _assemble(hessians[part], _run(few, own, values[part]), stack.sizes)
+        _assemble(hessians[part], _run(few, places, values[part]), stack.sizes)
     return hessians
 
 

@@ -123,6 +123,8 @@ class Search:
             full, spent = run.position == run.num_rows, run.num_products >= budget
             if going and not full and not spent and size < due:
                 continue
+            going = run.look()
+            size, full = run.position - len(self.locked), run.position == run.num_rows
             ritz = self._ritz()
             if done(ritz) or spent or run.position == run.operator.size:
                 return ritz
@@ -131,7 +133,7 @@ class Search:
                 size = run.position - len(self.locked)
             if not going:
                 couplings = self._draw()
-            due = size + max(1, size // (10 if len(self.kept) else 20))
+            due = size + max(run.every, size // (10 if len(self.kept) else 20))
 
     def _draw(self) -> Tensor:
         """Put a random vector of the complement into the next row; it is coupled to none."""

@@ -32,7 +32,7 @@ def rademacher(size: int, num: int, *, seed: int, like: Like, first: int = 0) ->
     for row, generator in zip(rows, _generators(seed, first, num), strict=True):
         bits = np.frombuffer(generator.bytes(-(-size // 8)), dtype=np.uint8)
         row[:] = np.unpackbits(bits, count=size)
-    signs = torch.from_numpy(rows).to(like.device)
+    signs = placed(torch.from_numpy(rows), like.device)
     return (2 * signs.to(like.dtype) - 1).T
 
 
@@ -41,7 +41,7 @@ def gaussian(size: int, num: int, *, seed: int, like: Like, first: int = 0) -> T
     rows = np.empty((num, size))
     for row, generator in zip(rows, _generators(seed, first, num), strict=True):
         generator.standard_normal(out=row)
-    return torch.from_numpy(rows).to(dtype=like.dtype, device=like.device).T
+    return placed(torch.from_numpy(rows), like.device).to(like.dtype).T
 
 
 def probes(
@@ -64,6 +64,14 @@ def probes(
         )
     draw = rademacher if distribution == "rademacher" else gaussian
     return draw(size, num, seed=seed, like=like, first=first)
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the CPU on a device; the host does not wait until it is there."""
+    if device.type == "cpu":
+        return tensor
+    # Only a copy from pinned memory goes on beside the host.
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _generators(seed: int, first: int, num: int) -> list[np.random.Generator]:

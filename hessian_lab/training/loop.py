@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -21,6 +22,7 @@ from hessian_lab.losses import Loss
 from hessian_lab.optim.contract import Contract
 from hessian_lab.optim.make import configured, has_option
 from hessian_lab.probe.scratch import require_disk
+from hessian_lab.probe.vectors import placed
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked, make_directory, write_atomically
 from hessian_lab.training.prepare import Prepared, claim, prepare, settle
@@ -209,10 +211,11 @@ class _Training:
             return (loss, outputs) if self.optimizer.takes_outputs else loss
 
         try:
-            value = float(self.optimizer.step(closure))  # type: ignore[arg-type]
+            loss = torch.as_tensor(self.optimizer.step(closure))  # type: ignore[arg-type]
         except DivergenceError as error:
             self._stop(str(error))
-        self.step_length = float(torch.linalg.vector_norm(flat(self.model) - before))
+        length = torch.linalg.vector_norm(flat(self.model) - before)
+        value, self.step_length = torch.stack([loss.detach().reshape(()), length]).tolist()
         # Another batch may have a finite loss; the same points will not.
         if not math.isfinite(value) and batch is self.prepared.signal:
             self._diverge(value, self.step)
@@ -224,7 +227,7 @@ class _Training:
             if self.stalled == 1:
                 logger.warning("step %d had length 0: the optimizer has stalled", self.step)
 
-    def _batch(self) -> Signal:
+    def _batch(self) -> "Signal | _Batch":
         """Return the points of the present step: a function of seed and step alone."""
         signal, size = self.prepared.signal, self.setup.batch_size
         if size is None or size >= signal.num_points:
@@ -233,9 +236,11 @@ class _Training:
         epoch, place = divmod(self.step, per_epoch)
         if self.order is None or self.order[0] != epoch:
             generator = torch.Generator().manual_seed(_mixed(self.setup.seed, epoch))
-            self.order = epoch, torch.randperm(signal.num_points, generator=generator)
-        chosen = self.order[1][place * size : (place + 1) * size].to(signal.coords.device)
-        return Signal(signal.coords[chosen], signal.values[chosen], signal.loss)
+            order = torch.randperm(signal.num_points, generator=generator)
+            self.order = epoch, placed(order, signal.coords.device)
+        chosen = self.order[1][place * size : (place + 1) * size]
+        # They were checked as parts of the whole signal.
+        return _Batch(signal.coords[chosen], signal.values[chosen])
 
     def _schedule(self) -> None:
         """Set the learning rate of the present step, exponential between the two ends."""
@@ -314,6 +319,14 @@ def make_optimizer(setup: Setup, model: nn.Module, num_points: int) -> Contract:
     if (setup.batch_size or num_points) < num_points and has_option(setup.optimizer, "same_batch"):
         options.setdefault("same_batch", False)
     return configured(setup.optimizer, model, setup.lr, options)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some points of a signal."""
+
+    coords: Tensor
+    values: Tensor
 
 
 class _SaveClock:

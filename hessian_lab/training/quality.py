@@ -122,7 +122,8 @@ def quality(
     """
     parameters = [value for value in model.parameters() if value.requires_grad]
     total = [torch.zeros_like(value) for value in parameters]
-    value, error = 0.0, 0.0
+    # Summed up where the points are: one look at a GPU for all of them.
+    value, error = signal.values.new_zeros(2, dtype=torch.float64)
     for share, coords, values in _parts(model, loss, signal, chunk_size):
         with torch.enable_grad():
             predictions = model(coords)
@@ -132,17 +133,20 @@ def quality(
             )
         for sum_, gradient in zip(total, gradients, strict=True):
             sum_ += gradient
-        value += float(part.detach())
-        error += float((predictions.detach() - values).square().mean()) * share
+        value += part.detach()
+        error += (predictions.detach() - values).square().mean().double() * share
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in total])
+    loss_value, mean_error, norm = torch.stack(
+        [value, error, torch.linalg.vector_norm(norms).double()]
+    ).tolist()
     # Predictions of the cross-entropy are logits, which no PSNR is defined for.
     defined = loss is not bce and in_unit_range(signal.values)
     power = math.nan if loss is bce else float(signal.values.square().mean())
     return {
-        "loss": value,
-        "psnr": _decibels(error) if defined else math.nan,
-        "snr": _ratio(power, error),
-        "grad_norm": float(torch.linalg.vector_norm(norms)),
+        "loss": loss_value,
+        "psnr": _decibels(mean_error) if defined else math.nan,
+        "snr": _ratio(power, mean_error),
+        "grad_norm": norm,
     }
 
 

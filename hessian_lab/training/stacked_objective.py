@@ -6,8 +6,9 @@ from torch import Tensor
 from hessian_lab.fields.encoding import encode
 from hessian_lab.fields.stack import FieldStack, per_field, split_maps
 from hessian_lab.losses import Loss, mse
+from hessian_lab.probe.sizes import numbers_at_once
 
-# Numbers of one layer's activations that are worked on at once: they stay in the cache.
+# Numbers of one layer's activations that the CPU works on at once: they stay in the cache.
 CHUNK_NUMBERS = 1 << 18
 
 
@@ -15,7 +16,7 @@ class StackedObjective:
     """The losses of ``K`` fields on their own values, with gradients, for any of them.
 
     An evaluation of k fields on p points takes ``6 k p n`` operations, in chunks of fields that
-    stay in the cache, and memory for one chunk.
+    stay in a CPU's cache or fill a GPU, and memory for one chunk.
 
     Args:
         stack: What the fields are like; its parameters are not used.
@@ -41,7 +42,13 @@ class StackedObjective:
         self.stack, self.values, self.loss = stack, values, loss
         self.inputs = encode(coords, stack.octaves)
         widest = max(stack.sizes[1:])
-        self.chunk_size = max(1, CHUNK_NUMBERS // (points * widest))
+        numbers = numbers_at_once(
+            CHUNK_NUMBERS,
+            device=values.device,
+            itemsize=values.itemsize,
+            num_buffers=3 * len(stack.sizes),
+        )
+        self.chunk_size = max(1, numbers // (points * widest))
 
     @torch.no_grad()
     def __call__(self, parameters: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from hessian_lab.fields.stack import FieldStack, stack_fields
 from hessian_lab.optim.stacked_lbfgs import StackedLBFGS
 from hessian_lab.probe.memory import require_bytes
 from hessian_lab.probe.scratch import require_disk
+from hessian_lab.probe.sizes import numbers_at_once
 from hessian_lab.signals.gif import gif_bytes
 from hessian_lab.signals.tiles import Tiled, load_tiles
 from hessian_lab.training.devices import named_device, usable_device
@@ -248,11 +249,17 @@ class _Training:
         points = self.image.num_points
         pixels = math.prod(self.image.shape[:-1])
         drawn = 2 * math.prod(self.image.shape) if pixels <= MOST_PIXELS else 0
+        worked = numbers_at_once(
+            CHUNK_NUMBERS,
+            device=torch.device(self.setup.device),
+            itemsize=item,
+            num_buffers=3 * (self.setup.depth + 2),
+        )
         layers = 3 * (self.setup.depth + 1) * max(self.setup.width, 2 * (self.setup.octaves or 1))
         require_bytes(
             # Pairs are copied once where some of the fields have finished.
             item * count * ((2 * kept + 8) * self.size + 6 * points * self.image.shape[-1])
-            + item * layers * max(points, CHUNK_NUMBERS // max(1, self.setup.width))
+            + item * layers * max(points, worked // max(1, self.setup.width))
             + drawn,
             f"A block of {count} fields of {self.size} parameters",
             device=torch.device(self.setup.device),
@@ -294,10 +301,10 @@ class _Training:
         walk = _lbfgs if self.setup.optimizer == "lbfgs" else _adam
         curves = []
         for state in walk(objective, stack.parameters, self.setup):
-            parameters, losses, evaluations, finished = state
             # They are changed in place.
-            curves.append(losses.cpu().clone())
+            curves.append(state[1].cpu().clone())
         rows = []
+        parameters, losses, evaluations, finished = (each.cpu() for each in state)
         for place, index in enumerate(range(start, stop)):
             writer.write(index, parameters[place])
             corner = dict(zip(self.image.axes, self.image.corner(index), strict=True))

@@ -171,4 +171,4 @@ def test_one_copy_is_enough(monkeypatch, zeros, dtype, copies):
 def test_a_device_takes_a_workspace_of_its_own():
     assert spectrum_bytes(10, CPU) == 800
     assert spectrum_bytes(10, CPU, copied=True) == 1600
-    assert spectrum_bytes(10, torch.device("cuda")) == 1600
+    assert spectrum_bytes(10, torch.device("cuda")) == 2400

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from hessian_lab.losses import mse
+from hessian_lab.optim import OPTIMIZERS, make_optimizer
 from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.precision import full_precision
 from tests.reference import points, small_field
@@ -103,3 +104,31 @@ def test_autocast_does_not_reach_curvature(operator, generic):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(outside.dense(), expected)
         assert torch.equal(operator(model, mse, signal).dense(), expected)
+
+
+# The gradients of others are as precise as their user wants them.
+DIFFERENTIATING = [name for name in OPTIMIZERS if name not in ("sgd", "adam", "shampoo")]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATING)
+def test_optimizers_differentiate_without_shortcuts(name, monkeypatch):
+    model, signal = float32_case(generic=True)
+    optimizer, seen = make_optimizer(name, model), []
+    differentiate = torch.autograd.grad
+
+    def noted(*arguments, **options):
+        seen.append(any(shortened()))
+        return differentiate(*arguments, **options)
+
+    def closure():
+        outputs = model(signal.coords)
+        loss = mse(outputs, signal.values)
+        return (loss, outputs) if optimizer.takes_outputs else loss
+
+    monkeypatch.setattr(torch.autograd, "grad", noted)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    for _ in range(2):
+        optimizer.step(closure)
+    assert seen
+    assert not any(seen)
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"

@@ -88,7 +88,7 @@ def test_chunks_of_rays_sum_to_the_same(monkeypatch):
 def test_products_are_those_of_double_backward(act, count, options, monkeypatch):
     monkeypatch.setattr("hessian_lab.probe.linearize.Linearizer._kept", None)
     # Tiles of a few rays.
-    monkeypatch.setitem(linearized.TILE_NUMBERS, "cpu", 64 * 4)
+    monkeypatch.setattr(linearized, "TILE_NUMBERS", 64 * 4)
     field, signal = small(act), scene(30)
     for kind, rows in ((HessianOperator, hessian_rows), (GGNOperator, ggn_rows)):
         operator, matrix = kind(field, mse, signal, **options), rows(field, mse, signal)
