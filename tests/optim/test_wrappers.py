@@ -78,6 +78,8 @@ def test_compiled_modules_are_compiled_once():
     assert len(graphs) == 1
 
 
+# Torch says so once per process, to whoever comes first.
+@pytest.mark.filterwarnings("ignore:Using backward")
 @pytest.mark.parametrize("name", ["esgd", "esgd_max", "adahessian", "psgd"])
 def test_a_grad_scaler_is_refused(name):
     model = nn.Linear(2, 1)
