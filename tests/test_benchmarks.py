@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import linregress
 
 from figures.__main__ import draw
 from figures.records import read
+from hessian_lab.probe.density import spectral_measure
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import case, peers, ranks, readme_table, table
 from tests.benchmarks.case import BEST, OURS, Case, Contender, Target, Unit, run_case
 from tests.benchmarks.cases import builders
+from tests.benchmarks.cases.densities import TOLERANCE, smoothed_distance
 from tests.benchmarks.scaling import CURVES, fitted
 
 HAND, WHOLE = "kept double backward", "torch.func.hessian"
@@ -208,6 +211,36 @@ def test_exponents_and_margins_are_those_of_scipy():
     np.testing.assert_allclose(fit.exponent, expected.slope, rtol=1e-12)
     np.testing.assert_allclose(fit.margin, 4.302653 * expected.stderr, rtol=1e-6)
     assert fitted(places[:2], seconds[:2]).margin is None
+
+
+@pytest.mark.parametrize("num_steps", [20, 40])
+def test_a_density_is_right_whatever_its_random_vectors(num_steps):
+    values = torch.cat([torch.linspace(-2, 2, 280) ** 3, torch.tensor([20.0, 31.0, 50.0])])
+    exact = values.double().sort().values
+    for seed in range(5):
+        found = spectral_measure(torch.diag(exact), num_probes=10, num_steps=num_steps, seed=seed)
+        off = smoothed_distance(found.nodes, found.weights, exact, num_steps=num_steps)
+        assert off < TOLERANCE
+
+
+WRONG = {
+    "all at zero": lambda values: 0 * values,
+    "half as large": lambda values: values / 2,
+    "of the other sign": lambda values: -values,
+    "nothing negative": lambda values: values.clamp(min=0),
+    "not finite": lambda values: values / 0,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_density_is_told(wrong):
+    values = torch.cat([torch.linspace(-2, 2, 280) ** 3, torch.tensor([20.0, 31.0, 50.0])])
+    exact = values.double().sort().values
+    nodes = wrong(exact).expand(10, -1)
+    weights = torch.full_like(nodes, 1 / len(exact))
+    assert not smoothed_distance(nodes, weights, exact, num_steps=80) <= TOLERANCE
+    same = exact.expand(10, -1)
+    assert smoothed_distance(same, weights, exact, num_steps=80) < 1e-9
 
 
 @pytest.fixture
