@@ -76,6 +76,12 @@ def test_the_figure_is_drawn(record, tmp_path):
     assert "quick" in (tmp_path / "benchmarks.txt").read_text()
 
 
+def test_the_figure_of_a_partial_record_says_so(record, tmp_path):
+    draw("benchmarks", record | {"kind": "partial"}, tmp_path)
+    caption = (tmp_path / "benchmarks.txt").read_text()
+    assert caption.endswith("(Of a run that is partial.)\n")
+
+
 def contest(answers, *, ours=1.0, targets=(), shares=(1.0,), units=()):
     """Return the case of a number that is 1, with the answers of others."""
     others = tuple(
@@ -196,6 +202,13 @@ def whole(rows):
     return head | {"rows": rows, "curves": []}
 
 
+def test_the_table_of_a_partial_record_names_what_is_not_there(record):
+    rows = [row for row in record["rows"] if row["name"] != "density"]
+    text = readme_table.markdown(record | {"kind": "partial", "rows": rows, "curves": []})
+    assert "*Of a partial run, some of it timed once, without density, dense-n, " in text
+    assert "without" not in readme_table.markdown(record)
+
+
 @pytest.mark.parametrize("exponent", [-1.0, 1.0, 2.0])
 def test_exponents_of_powers_are_found(exponent):
     places = [3, 10, 40, 200]
@@ -297,6 +310,16 @@ def test_one_case_runs_alone(tmp_path, capsys):
     record = json.loads(path.read_text())
     assert [row["name"] for row in record["rows"]] == ["shampoo"]
     assert record["kind"] == "partial"
+
+
+def test_a_run_of_fewer_rounds_is_no_full_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "builders", dict)
+    monkeypatch.setattr(command, "run_curve", lambda name, **_: {"name": name})
+    monkeypatch.setattr(command.table, "curve", lambda entry: entry["name"])
+    path = tmp_path / "some.json"
+    for more, kind in ((), "full"), (("--rounds", "1"), "partial"):
+        assert command.main(["--record", str(path), *more]) == 0
+        assert json.loads(path.read_text())["kind"] == kind
 
 
 def test_the_table_of_the_readme_is_that_of_the_record():
