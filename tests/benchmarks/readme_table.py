@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hessian_lab.names import plural
 from hessian_lab.training.files import read_json, write_atomically
 from tests.benchmarks.case import BEST, MISSING, RAISES, WRONG
 from tests.benchmarks.cases import builders
@@ -32,7 +33,7 @@ def markdown(record: dict[str, Any]) -> str:
     missing = ", ".join(record["missing"])
     lines += [
         "",
-        f"{record['cpu']}, {record['threads']} threads, torch {record['torch']}; {versions}"
+        f"{record['cpu']}, {plural(record['threads'], 'thread')}, torch {record['torch']}; {versions}"
         + (f"; not installed: {missing}" if missing else "")
         + ".",
     ]
