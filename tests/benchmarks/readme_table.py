@@ -33,7 +33,8 @@ def markdown(record: dict[str, Any]) -> str:
     missing = ", ".join(record["missing"])
     lines += [
         "",
-        f"{record['cpu']}, {plural(record['threads'], 'thread')}, torch {record['torch']}; {versions}"
+        f"{record['cpu']}, {plural(record['threads'], 'thread')}, torch {record['torch']}; "
+        + versions
         + (f"; not installed: {missing}" if missing else "")
         + ".",
     ]
