@@ -35,6 +35,9 @@ NAMES = (
 ENDINGS = (".png", ".pdf", ".svg")
 OUT = Path(__file__).parent / "drawn"
 
+# What a caption says of a record's kind; of others the kind itself.
+KINDS = {"full": "", "quick": " (A quick configuration.)"}
+
 
 def main() -> None:
     """Draw, and say which records are missing."""
@@ -64,7 +67,8 @@ def draw(name: str, record: dict[str, object], out: Path) -> list[Path]:
     module = import_module(f"figures.{name}")
     figure = module.draw(record)
     paths = save(figure, out / name, endings=ENDINGS, dpi=200)
-    caption = module.CAPTION + ("" if record["kind"] == "full" else " (A quick configuration.)")
+    kind = record["kind"]
+    caption = module.CAPTION + KINDS.get(str(kind), f" (Of a run that is {kind}.)")
     write_atomically(out / f"{name}.txt", lambda stream: stream.write(f"{caption}\n".encode()))
     return paths
 

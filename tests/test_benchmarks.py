@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import linregress
 
 from figures.__main__ import draw
 from figures.records import read
+from hessian_lab.probe.density import spectral_measure
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import case, peers, ranks, readme_table, table
 from tests.benchmarks.case import BEST, OURS, Case, Contender, Target, Unit, run_case
 from tests.benchmarks.cases import builders
+from tests.benchmarks.cases.densities import TOLERANCE, smoothed_distance
 from tests.benchmarks.scaling import CURVES, fitted
 
 HAND, WHOLE = "kept double backward", "torch.func.hessian"
@@ -71,6 +74,12 @@ def test_the_figure_is_drawn(record, tmp_path):
     paths = draw("benchmarks", record, tmp_path)
     assert all(path.stat().st_size > 5_000 for path in paths)
     assert "quick" in (tmp_path / "benchmarks.txt").read_text()
+
+
+def test_the_figure_of_a_partial_record_says_so(record, tmp_path):
+    draw("benchmarks", record | {"kind": "partial"}, tmp_path)
+    caption = (tmp_path / "benchmarks.txt").read_text()
+    assert caption.endswith("(Of a run that is partial.)\n")
 
 
 def contest(answers, *, ours=1.0, targets=(), shares=(1.0,), units=()):
@@ -193,6 +202,13 @@ def whole(rows):
     return head | {"rows": rows, "curves": []}
 
 
+def test_the_table_of_a_partial_record_names_what_is_not_there(record):
+    rows = [row for row in record["rows"] if row["name"] != "density"]
+    text = readme_table.markdown(record | {"kind": "partial", "rows": rows, "curves": []})
+    assert "*Of a partial run, some of it timed once, without density, dense-n, " in text
+    assert "without" not in readme_table.markdown(record)
+
+
 @pytest.mark.parametrize("exponent", [-1.0, 1.0, 2.0])
 def test_exponents_of_powers_are_found(exponent):
     places = [3, 10, 40, 200]
@@ -208,6 +224,36 @@ def test_exponents_and_margins_are_those_of_scipy():
     np.testing.assert_allclose(fit.exponent, expected.slope, rtol=1e-12)
     np.testing.assert_allclose(fit.margin, 4.302653 * expected.stderr, rtol=1e-6)
     assert fitted(places[:2], seconds[:2]).margin is None
+
+
+@pytest.mark.parametrize("num_steps", [20, 40])
+def test_a_density_is_right_whatever_its_random_vectors(num_steps):
+    values = torch.cat([torch.linspace(-2, 2, 280) ** 3, torch.tensor([20.0, 31.0, 50.0])])
+    exact = values.double().sort().values
+    for seed in range(5):
+        found = spectral_measure(torch.diag(exact), num_probes=10, num_steps=num_steps, seed=seed)
+        off = smoothed_distance(found.nodes, found.weights, exact, num_steps=num_steps)
+        assert off < TOLERANCE
+
+
+WRONG = {
+    "all at zero": lambda values: 0 * values,
+    "half as large": lambda values: values / 2,
+    "of the other sign": lambda values: -values,
+    "nothing negative": lambda values: values.clamp(min=0),
+    "not finite": lambda values: values / 0,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_density_is_told(wrong):
+    values = torch.cat([torch.linspace(-2, 2, 280) ** 3, torch.tensor([20.0, 31.0, 50.0])])
+    exact = values.double().sort().values
+    nodes = wrong(exact).expand(10, -1)
+    weights = torch.full_like(nodes, 1 / len(exact))
+    assert not smoothed_distance(nodes, weights, exact, num_steps=80) <= TOLERANCE
+    same = exact.expand(10, -1)
+    assert smoothed_distance(same, weights, exact, num_steps=80) < 1e-9
 
 
 @pytest.fixture
@@ -264,6 +310,16 @@ def test_one_case_runs_alone(tmp_path, capsys):
     record = json.loads(path.read_text())
     assert [row["name"] for row in record["rows"]] == ["shampoo"]
     assert record["kind"] == "partial"
+
+
+def test_a_run_of_fewer_rounds_is_no_full_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "builders", dict)
+    monkeypatch.setattr(command, "run_curve", lambda name, **_: {"name": name})
+    monkeypatch.setattr(command.table, "curve", lambda entry: entry["name"])
+    path = tmp_path / "some.json"
+    for more, kind in ((), "full"), (("--rounds", "1"), "partial"):
+        assert command.main(["--record", str(path), *more]) == 0
+        assert json.loads(path.read_text())["kind"] == kind
 
 
 def test_the_table_of_the_readme_is_that_of_the_record():

@@ -95,9 +95,19 @@ def test_the_benchmark_of_a_gpu_writes_its_record(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name in ("empty_cache", "reset_peak_memory_stats", "max_memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda: 0)
-    sizes = gpu.Sizes(side=6, rounds=1, closed=3, largest=(3, 4), products=(3,), vectors=(1, 2))
+    sizes = gpu.Sizes(
+        side=6,
+        rounds=1,
+        closed=3,
+        largest=(3, 4),
+        products=(3,),
+        vectors=(1, 2),
+        density=3,
+        probes=4,
+        steps=6,
+    )
     path = tmp_path / "record.json"
-    parts = ["closed", "products", "largest"]
+    parts = ["closed", "products", "largest", "density"]
     assert gpu.main(["--record", str(path), "--only", *parts], sizes) == 0
     record = json.loads(path.read_text())
     assert record["closed"]["difference_from_products"] < 1e-12
@@ -105,7 +115,9 @@ def test_the_benchmark_of_a_gpu_writes_its_record(tmp_path, capsys, monkeypatch)
     assert max(row["difference"] for row in record["products"]) < 1e-5
     assert [row["num_parameters"] for row in record["largest"]] == [49, 77]
     assert max(row["norm_difference"] for row in record["largest"]) < 1e-12
-    assert "failed" not in capsys.readouterr().out
+    assert record["density"]["deviations"]["ours"] <= record["density"]["tolerance"]
+    assert record["density"]["seconds"].keys() >= {"ours", "ours, call by call"}
+    assert '"failed"' not in capsys.readouterr().out
 
     monkeypatch.setitem(gpu.PARTS, "closed", lambda _: 1 / 0)
     assert gpu.main(["--record", str(path), "--only", *parts], sizes) == 1

@@ -100,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     from hessian_lab.measures.planning import chosen_method, require_dense, require_search
     from hessian_lab.probe.memory import undivided
 
+    _warn_of_scratch(args)
+
     def choose(model: "nn.Module", num_points: int) -> tuple[str, str]:
         return chosen_method(args.method, model, num_points, _matrix_scratch(args))
 
@@ -146,10 +148,17 @@ def _warn_of_unused(args: argparse.Namespace, method: str) -> None:
             logger.warning("--%s has no effect on method %s", name.replace("_", "-"), method)
 
 
+def _warn_of_scratch(args: argparse.Namespace) -> None:
+    if args.scratch is not None and args.method in ("auto", "dense") and not _matrix_scratch(args):
+        flag = "--preconditioned" if args.preconditioned else "--split columns"
+        logger.warning("--scratch has no effect on a dense matrix with %s: it lies in memory", flag)
+
+
 def _matrix_scratch(args: argparse.Namespace) -> Path | None:
-    """Return where a dense matrix may lie: one that is preconditioned lies in memory."""
+    """Return where a dense matrix may lie: preconditioned, or in columns of ranks, in memory."""
     scratch: Path | None = args.scratch
-    return None if args.preconditioned else scratch
+    divided = args.split == "columns" and not present(args).alone
+    return None if args.preconditioned or divided else scratch
 
 
 def _number(args: argparse.Namespace, name: str) -> int:
@@ -188,6 +197,7 @@ def _tell_plan(args: argparse.Namespace) -> int:
     from hessian_lab.measures.checkpoints import selected
     from hessian_lab.measures.planning import plan, training_seconds
 
+    _warn_of_scratch(args)
     model, signal, steps, trains = source_model(args)
     chosen = plan(
         model,
@@ -200,6 +210,7 @@ def _tell_plan(args: argparse.Namespace) -> int:
         num_steps=_number(args, "lanczos_steps"),
         layers=args.layers,
         scratch=args.scratch,
+        in_memory=_matrix_scratch(args) is None,
     )
     seconds = training_seconds(model, signal, steps) if trains else 0.0
     if args.json:
@@ -228,6 +239,8 @@ def _dense(args: argparse.Namespace, source: "Run", reason: str) -> int:
     from hessian_lab.measures.eigenvalues import Measured, measure_eigenvalues
 
     ranks, split = present(args), _split(args, source, "dense")
+    if args.scratch is not None and (args.split, split) == ("auto", "columns"):
+        logger.warning("--scratch has no effect where ranks divide columns: the matrix is shared")
     progress = Progress("eigenvalues", len(selected(source.steps, args.every)), quiet=args.quiet)
 
     def watch(one: Measured) -> None:

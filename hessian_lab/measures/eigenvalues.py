@@ -29,12 +29,12 @@ from hessian_lab.optim.preconditioner import Preconditioner
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian, fill_matrix
 from hessian_lab.probe.kept_graph import KeptGradient, KeptOutputs, trainable
 from hessian_lab.probe.linearized import MATRICES, Matrix
-from hessian_lab.probe.memory import undivided
+from hessian_lab.probe.memory import require_bytes, undivided
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.probe.scratch import temporary
 from hessian_lab.probe.sharding import shared_hessian
-from hessian_lab.probe.spectrum import LADDER, SCALARS, Spectrum, pooled, spectrum
+from hessian_lab.probe.spectrum import LADDER, SCALARS, TILE, Spectrum, pooled, spectrum
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import finite, write_atomically, write_json
 from hessian_lab.training.run import Run
@@ -317,11 +317,21 @@ def _spectra(
         product_error=error,
         loss_error=one.loss_error,
         layers={
-            name: _spectrum(matrix[index.unsqueeze(1), index], rounding)
-            for name, index in places.items()
+            name: _spectrum(_block(matrix, name, index), rounding) for name, index in places.items()
         },
         spectrum=_spectrum(matrix, rounding),
     )
+
+
+def _block(matrix: Tensor, name: str, index: Tensor) -> Tensor:
+    """Return a copy of a layer's block, in memory."""
+    require_bytes(
+        len(index) ** 2 * matrix.itemsize,
+        f"The block of layer {name}",
+        device=matrix.device,
+        cure="Measure without --layers.",
+    )
+    return matrix[index.unsqueeze(1), index]
 
 
 def _product_error(
@@ -356,7 +366,8 @@ def _places(model: nn.Module) -> dict[str, Tensor]:
 
 def _spectrum(hessian: Tensor, rounding: float = 0.0) -> Spectrum:
     """Return all eigenvalues, or NaN for each where the Hessian is not finite."""
-    if hessian.isfinite().all():
+    # Not of the whole at once: that takes more than another matrix.
+    if torch.stack([rows.isfinite().all() for rows in hessian.split(TILE)]).all():
         return spectrum(hessian, rounding=rounding)
     return Spectrum(torch.full((len(hessian),), math.nan, dtype=torch.float64))
 

@@ -184,13 +184,16 @@ def plan(
     num_steps: int,
     layers: bool = False,
     scratch: Path | None = None,
+    in_memory: bool = False,
 ) -> Plan:
     """Return what a measurement would take; times a few small matrices, or one product.
 
     With ``scratch``, of what does not fit in memory the disk's share is told, and its speed timed
-    on a file of 64 MiB there.
+    on a file of 64 MiB there. A dense matrix may have to lie ``in_memory`` nevertheless.
     """
-    name, reason = chosen_method(method, model, signal.num_points, scratch)
+    matrix_scratch = None if in_memory else scratch
+    name, reason = chosen_method(method, model, signal.num_points, matrix_scratch)
+    scratch = matrix_scratch if name == "dense" else scratch
     size = num_parameters(model)
     blocks = layer_sizes(model) if layers else []
     there = available_bytes(signal.coords.device)

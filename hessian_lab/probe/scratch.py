@@ -7,6 +7,7 @@ is mapped takes memory that is free, and no other.
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import shutil
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -112,20 +114,14 @@ def whole_file(path: Path, shape: tuple[int, ...], *, dtype: torch.dtype) -> Ite
     ``torch.from_file(path, shared=False, size=…, dtype=…).view(shape)`` or ``np.memmap``.
 
     Raises:
-        UsageError: If the directory does not take files.
+        UsageError: If the directory does not take files, the path is that of a directory, or
+            another process is writing the same file.
         ResourceError: If the disk is too small, before anything is written.
     """
     neighbour = path.with_name(f".{path.name}.tmp")
     what = f"{path.name} {list(shape)}"
+    file = _reserved(neighbour, path)
     try:
-        try:
-            # That of a process that was killed holds space that may be needed.
-            neighbour.unlink(missing_ok=True)
-            file = neighbour.open("xb+")
-        except OSError as error:
-            raise UsageError(
-                f"file must be a path to write to, {path}: {error.strerror}."
-            ) from None
         with file:
             needed = prod(shape) * dtype.itemsize
             require_disk(path.parent, needed, what, cure="Free some space, or write elsewhere.")
@@ -137,6 +133,27 @@ def whole_file(path: Path, shape: tuple[int, ...], *, dtype: torch.dtype) -> Ite
         with contextlib.suppress(OSError):
             neighbour.unlink(missing_ok=True)
         raise
+
+
+def _reserved(neighbour: Path, path: Path) -> BinaryIO:
+    """Return a new file beside a path, which no other process takes while it is open."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with contextlib.suppress(FileNotFoundError), neighbour.open("rb") as former:
+            fcntl.flock(former, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # That of a process that was killed holds space that may be needed.
+            neighbour.unlink()
+        file = neighbour.open("xb+")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"file must be written by one process at a time, another one is writing {path}. "
+            "Wait for it, or write elsewhere."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"file must be a path to write to, {path}: {error.strerror}.") from None
+    return file
 
 
 def _mapped(

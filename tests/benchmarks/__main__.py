@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             done("curves", curve, table.curve(curve))
     print(f"\n{body['seconds']:.0f} s")
     if args.record:
-        write(args.record, head | ({"kind": "partial"} if args.only else {}) | body)
+        write(args.record, head | ({"kind": "partial"} if args.only or args.rounds else {}) | body)
     return int(any(each["met"] is False for row in body["rows"] for each in row["targets"]))
 
 

@@ -9,6 +9,7 @@ Peers run where they are installed: ``pip install -c constraints.txt -e '.[compa
 """
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -34,7 +35,9 @@ from hessian_lab.probe.kept_graph import KeptGradient
 from hessian_lab.probe.vectors import rademacher
 from hessian_lab.signal import Signal
 from hessian_lab.signals import load_signal
-from tests.benchmarks import densities
+from tests.benchmarks.cases import densities
+from tests.benchmarks.peers import curvlinops, eigenthings, installed
+from tests.benchmarks.problem import Problem, problem
 
 DEVICE = "cuda:0"
 # What the issue asks for.
@@ -53,7 +56,8 @@ class Sizes:
     products: tuple[int, ...] = (16, 32, 64, 128, 256)
     vectors: tuple[int, ...] = (1, 16, 128)
     density: int = 64
-    seeds: int = 10
+    probes: int = 10
+    steps: int = 80
     crossover: tuple[int, ...] = (8, 16, 24, 32, 48, 64)
 
 
@@ -262,65 +266,59 @@ def compiled(sizes: Sizes) -> dict[str, Any]:
 
 def density(sizes: Sizes) -> dict[str, Any]:
     """Return spectral densities beside the peers', and how far each is from the spectrum."""
-    model, signal = case(sizes.density, sizes, torch.float32, DEVICE)
-    works = {"ours": densities.our_density}
-    quadratures = {"ours": densities.our_quadrature}
-    missing = []
-    for name, work, quadrature in (
-        (
-            "hessian-eigenthings",
-            densities.density_of_eigenthings,
-            densities.quadrature_of_eigenthings,
-        ),
-        (
-            "curvlinops-for-pytorch",
-            densities.density_of_curvlinops,
-            densities.quadrature_of_curvlinops,
-        ),
-    ):
-        if densities.installed(name):
-            works[name], quadratures[name] = work, quadrature
-        else:
-            missing.append(name)
-    failed = _failures(works, model, signal)
-    works = {name: work for name, work in works.items() if name not in failed}
-    quadratures = {name: each for name, each in quadratures.items() if name in works}
-    times = medians(
-        {name: partial(work, model, signal, 0) for name, work in works.items()}, sizes.rounds
+    found = on_device(problem("sine", sizes.density, side=sizes.side, dtype="float32"))
+    num = {"num_probes": sizes.probes, "num_steps": sizes.steps}
+    exact = torch.linalg.eigvalsh(
+        dense_hessian(found.fresh().double().to(DEVICE), mse, found.signal.to(dtype=torch.float64))
     )
+
+    def ours() -> densities.Nodes:
+        return densities.our_density(found, **num)
+
+    works: dict[str, Callable[[], densities.Nodes]] = {"ours": ours}
+    failed = {}
+    peers: dict[str, Callable[[], Callable[[], densities.Nodes]]] = {
+        "hessian-eigenthings": lambda: eigenthings.density(found, **num, grid=densities.GRID),
+        "curvlinops": lambda: curvlinops.density(found, **num, grid=densities.GRID, lean=True),
+    }
+    for name in filter(installed, peers):
+        try:
+            works[name] = peers[name]()
+            works[name]()
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}"
+            works.pop(name, None)
+    deviations = {
+        name: densities.smoothed_distance(*work(), exact, num_steps=sizes.steps)
+        for name, work in works.items()
+    }
+    times = medians(works, sizes.rounds)
     with eager_products():
-        eager = medians({"": lambda: densities.our_density(model, signal, 0)}, sizes.rounds)[""]
-    small, few = case(16, sizes, torch.float64, DEVICE)
-    matrix = dense_hessian(small, mse, few).cpu()
-    exact = torch.linalg.eigvalsh(matrix)
+        eager = medians({"": ours}, sizes.rounds)[""]
     return {
         "seconds": times | {"ours, call by call": eager},
-        "ratios": {name: spent / times["ours"] for name, spent in times.items() if name != "ours"},
-        "distances": {
-            name: statistics.mean(
-                densities.distances(quadrature, matrix.float(), exact, sizes.seeds)
-            )
-            for name, quadrature in quadratures.items()
+        "ratios": {
+            name: spent / times["ours"]
+            for name, spent in times.items()
+            if name != "ours" and max(deviations[name], deviations["ours"]) <= densities.TOLERANCE
         },
-        "versions": {name: densities.installed(name) for name in works if name != "ours"},
-        "not_installed": missing,
+        "off": densities.MEASURE,
+        "deviations": deviations,
+        "tolerance": densities.TOLERANCE,
+        "versions": {name: installed(name) for name in works if name != "ours"},
+        "not_installed": [name for name in peers if not installed(name)],
         "failed_on_this_device": failed,
     }
 
 
-def _failures(
-    works: dict[str, Callable[..., object]], model: Any, signal: Signal
-) -> dict[str, str]:
-    """Return which peers cannot do it on this device, with what they say."""
-    failures = {}
-    for name, work in works.items():
-        if name == "ours":
-            continue
-        try:
-            work(model, signal, 0, num_probes=2, num_steps=4)
-        except Exception as error:
-            failures[name] = f"{type(error).__name__}: {error}"
-    return failures
+def on_device(found: Problem) -> Problem:
+    """Return a copy of a problem on the device."""
+    return Problem(
+        found.fresh().to(DEVICE),
+        found.signal.to(device=DEVICE),
+        found.text,
+        copy.deepcopy(found.sequential).to(DEVICE),
+    )
 
 
 def crossover(sizes: Sizes) -> list[dict[str, Any]]:

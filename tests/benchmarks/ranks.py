@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 WIDTH = 128
-JOB = ("eigs", "--act", "sine", "--steps", "1", "--every", "1", "--method", "slq", "--json", "-q")
+JOB = ("eigs", "--act", "sine", "--steps", "1", "--method", "slq", "--split", "points")
+JOB = (*JOB, "--json", "-q")
 # The job whose time is told, and one of the same start and no work, which is subtracted.
 SIZES = {"whole": ("--width", str(WIDTH)), "start": ("--width", "4")}
 LONGEST = 300

@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hessian_lab.names import plural
 from hessian_lab.training.files import read_json, write_atomically
 from tests.benchmarks.case import BEST, MISSING, RAISES, WRONG
+from tests.benchmarks.cases import builders
+from tests.benchmarks.scaling import CURVES, RANKS
 
 ROOT = Path(__file__).parents[2]
 RECORD = ROOT / "data" / "results" / "benchmarks.json"
@@ -19,7 +22,9 @@ SHORT = {"hessian-eigenthings": "eigenthings"}
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the table, and a line on the machine and the versions."""
-    lines = [] if record["kind"] == "full" else [f"*Of a {record['kind']} run.*", ""]
+    lines = (
+        [] if record["kind"] == "full" else [f"*Of a {record['kind']} run{_lacks(record)}.*", ""]
+    )
     lines += ["| work | ours | others, in times of ours | target |", "| --- | --: | --- | --- |"]
     lines += [_row(row) for row in record["rows"]]
     lines += ["", "| time grows with | exponent | theory |", "| --- | --: | --: |"]
@@ -28,11 +33,21 @@ def markdown(record: dict[str, Any]) -> str:
     missing = ", ".join(record["missing"])
     lines += [
         "",
-        f"{record['cpu']}, {record['threads']} threads, torch {record['torch']}; {versions}"
+        f"{record['cpu']}, {plural(record['threads'], 'thread')}, torch {record['torch']}; "
+        + versions
         + (f"; not installed: {missing}" if missing else "")
         + ".",
     ]
     return "\n".join(lines)
+
+
+def _lacks(record: dict[str, Any]) -> str:
+    """Return what a run has less of than a full one."""
+    single = any(row["ours"].get("rounds") == 1 for row in record["rows"])
+    few = ", some of it timed once" if single else ""
+    there = {each["name"] for each in (*record["rows"], *record["curves"])}
+    absent = [name for name in (*builders(), *CURVES, RANKS) if name not in there]
+    return few + (f", without {', '.join(absent)}" if absent else "")
 
 
 def _row(row: dict[str, Any]) -> str:

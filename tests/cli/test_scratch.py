@@ -1,10 +1,14 @@
 """``eigs --scratch``: what memory cannot hold, in files that nobody sees."""
 
 import json
+from argparse import Namespace
+from dataclasses import replace
 
 import pytest
 
+from hessian_lab.cli import eigs
 from hessian_lab.probe import hessian, memory, scratch
+from hessian_lab.probe.ranks import ALONE
 from tests.cli.terminal import assert_refused, typed
 
 FEW = ("--probes", "3", "--lanczos-steps", "20", "--num", "2", "--every", "9", "--quiet", "--json")
@@ -95,6 +99,31 @@ def test_a_dry_run_tells_the_disk(run, disk, monkeypatch):
     text = typed(run.parent, *words[:-3], "--dry-run", "--scratch", str(disk)).out
     assert f"\ndisk        18.2 KiB in {disk}, " in text
     assert not list(disk.iterdir())
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_preconditioned_matrix_stays_in_memory_and_says_so(run, disk, more):
+    words = ("eigs", "--run", "run", "--method", "dense", "--preconditioned", "--every", "9")
+    answer = typed(run.parent, *words, "--scratch", str(disk), *more)
+    assert "--scratch has no effect on a dense matrix with --preconditioned" in answer.err
+
+
+def test_a_dry_run_keeps_a_preconditioned_matrix_in_memory(run, disk, monkeypatch):
+    limit_memory(monkeypatch, 8 * 37**2 + 100)
+    words = ("eigs", "--run", "run", "--method", "dense", "--dry-run", "--quiet", "--json")
+    words = (*words, "--scratch", str(disk))
+    assert typed(run.parent, *words).json["disk_bytes"] == 8 * 37**2
+    found = typed(run.parent, *words, "--preconditioned").json
+    assert (found["disk_bytes"], found["scratch"]) == (0, None)
+
+
+def test_columns_of_ranks_stay_in_memory_and_say_so(disk, caplog):
+    two = replace(ALONE, count=2)
+    args = Namespace(scratch=disk, preconditioned=False, split="columns", method="auto", ranks=two)
+    assert eigs._matrix_scratch(args) is None
+    eigs._warn_of_scratch(args)
+    assert "no effect on a dense matrix with --split columns" in caplog.text
+    assert eigs._matrix_scratch(Namespace(**{**vars(args), "ranks": ALONE})) == disk
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

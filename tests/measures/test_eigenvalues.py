@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from hessian_lab.measures import eigenvalues, record
 from hessian_lab.measures.checkpoints import selected
 from hessian_lab.measures.eigenvalues import measure_eigenvalues
 from hessian_lab.measures.planning import require_dense
+from hessian_lab.probe import memory
 from hessian_lab.signal import Signal
 from hessian_lab.training.files import locked
 from hessian_lab.training.loop import train
@@ -214,3 +217,24 @@ def test_refuses_before_training_what_will_not_fit(monkeypatch):
     monkeypatch.setattr("hessian_lab.probe.memory.available_bytes", lambda _: 10**6)
     with pytest.raises(ResourceError, match="Measure a smaller network"):
         require_dense(make_field("sine", 2, 1, width=64), 2500)
+
+
+def test_a_large_matrix_is_looked_at_in_parts(monkeypatch):
+    heights, isfinite = [], torch.Tensor.isfinite
+
+    def counted(rows):
+        heights.append(len(rows))
+        return isfinite(rows)
+
+    monkeypatch.setattr(torch.Tensor, "isfinite", counted)
+    matrix = torch.diag(torch.arange(1100.0, dtype=torch.float64))
+    assert eigenvalues._spectrum(matrix).lambda_max == 1099
+    assert heights == [1024, 76]
+    matrix[1099, 1099] = math.nan
+    assert math.isnan(eigenvalues._spectrum(matrix).lambda_max)
+
+
+def test_a_block_that_does_not_fit_is_refused(monkeypatch):
+    monkeypatch.setattr(memory, "available_bytes", lambda _device: 8 * 30**2 - 1)
+    with pytest.raises(ResourceError, match=r"block of layer 0 must .*Measure without --layers"):
+        eigenvalues._block(torch.eye(40, dtype=torch.float64), "0", torch.arange(30))

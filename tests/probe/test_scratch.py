@@ -175,6 +175,32 @@ def test_a_file_that_fails_leaves_the_older_one(disk):
         pytest.fail("was yielded")
 
 
+def test_a_file_is_written_by_one_at_a_time(disk):
+    path = disk / "matrix"
+    with whole_file(path, (3, 4), dtype=torch.float64) as out:
+        out.fill_(1)
+        with (
+            pytest.raises(UsageError, match="one process at a time, another one is writing"),
+            whole_file(path, (3, 4), dtype=torch.float64),
+        ):
+            pytest.fail("was yielded")
+    assert (np.fromfile(path) == 1).all()
+    assert [one.name for one in disk.iterdir()] == ["matrix"]
+    # What is still mapped keeps nobody from writing it anew.
+    with whole_file(path, (3, 4), dtype=torch.float64):
+        pass
+    assert (np.fromfile(path) == 0).all()
+    assert bool((out == 1).all())
+
+
+def test_a_directory_is_no_file_to_write(disk):
+    with (
+        pytest.raises(UsageError, match=r"file must be a path to write to, .*: Is a directory"),
+        whole_file(disk, (3, 4), dtype=torch.float64),
+    ):
+        pytest.fail("was yielded")
+
+
 KILLED = """
 import sys, time, torch
 from pathlib import Path
