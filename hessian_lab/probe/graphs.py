@@ -45,16 +45,14 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records on a stream of its own of a CUDA device.
 
-    What calls allocate for themselves lies in one pool of memory for all graphs, which may share
-    it because they run one after the other. The stream's cuBLAS workspace is allocated by the run
-    that warms it up, outside of that pool.
+    What calls allocate for themselves lies in a pool of each graph's own. The stream's cuBLAS
+    workspace is allocated by the run that warms it up, outside of any pool; all graphs of a device
+    share it, so that one may not run beside another, on several threads or streams.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)
-        with torch.cuda.device(device):
-            self.pool = torch.cuda.graph_pool_handle()
 
     def warm(self, calls: Sequence[Call]) -> None:
         """Make calls on the stream, after what came before and before what follows."""
@@ -74,7 +72,7 @@ class CudaRecorder:
             graph = torch.cuda.CUDAGraph()
             current = torch.cuda.current_stream()
             recording = torch.cuda.graph(
-                graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+                graph, stream=self.stream, capture_error_mode="thread_local"
             )
             try:
                 with recording:

@@ -102,7 +102,7 @@ def _product(found: Problem) -> Callable[[], object]:
 
 
 def dense_in_size(quick: bool) -> Curve:
-    widths, side = ((2, 3, 4), 6) if quick else ((8, 12, 16, 24, 32, 48), 50)
+    widths, side = ((2, 3, 4), 6) if quick else ((16, 20, 24, 32, 40, 48), 50)
     fields = [problem("sine", width, side=side) for width in widths]
     return Curve(
         "dense-n",

@@ -13,7 +13,6 @@ from tests.benchmarks.case import BEST, OURS, Case, Contender, Target
 from tests.benchmarks.cases.spectrum import spectrum
 from tests.benchmarks.peers import curvlinops, eigenthings, pyhessian
 from tests.benchmarks.problem import Problem, problem
-from tests.benchmarks.timing import seconds
 
 GRID = 1024
 # Widths of the smoothing by which a grid goes on beyond everything that is smoothed.
@@ -106,12 +105,6 @@ def slq(quick: bool) -> Case:
         rounds=1 if quick else 3,
         targets=(Target(BEST, 2),),
     )
-
-
-def quadrature_seconds(found: Problem, num_probes: int, num_steps: int) -> float:
-    """Return the time of our quadrature, for curves."""
-    operator = HessianOperator(found.model, mse, found.signal)
-    return seconds(lambda: spectral_measure(operator, num_probes=num_probes, num_steps=num_steps))
 
 
 BUILDERS = {"density": slq}
