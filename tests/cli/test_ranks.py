@@ -17,6 +17,7 @@ import pytest
 from hessian_lab.cli.main import main
 from hessian_lab.cli.ranks import RANKED
 from hessian_lab.plots import style
+from hessian_lab.probe import sharding
 from hessian_lab.probe.curvature import HessianOperator
 from hessian_lab.training.run import load_run
 from tests.ranks import Job, results_of
@@ -238,6 +239,33 @@ def test_the_doctor_examines_every_rank():
     failed = {name for name, one in checks.items() if one["status"] == "FAILED"}
     assert failed == {"double backward", "closed form", "finite differences", "ranks"}
     assert checks["closed form"]["told"].startswith("rank 1: ")
+
+
+def _raising_doctor(command, slabs):
+    if os.environ["RANK"] == "1":
+
+        def fail(*_, **__):
+            raise RuntimeError("CUDA error: device lost")
+
+        if slabs:
+            sharding.sum_slab = fail
+        else:
+            HessianOperator._products = fail
+    return main(command)
+
+
+def test_the_doctor_tells_of_a_rank_that_cannot_compute():
+    results, _ = (job := Job(_raising_doctor, 2, ["doctor", "--json"], False)).end()
+    assert results == [3, 0], job.text("err")
+    checks = {one["name"]: one for one in json.loads(job.text("out", 0))["checks"]}
+    assert "rank 1 alone raised RuntimeError: CUDA error: device lost" in checks["ranks"]["told"]
+
+
+def test_a_rank_lost_within_the_last_check_of_the_doctor_ends_all():
+    results, statuses = (job := Job(_raising_doctor, 2, ["doctor"], True)).end()
+    assert results[1] == 1
+    assert results[0] == 1 or statuses[0] == 1
+    assert "rank 1: CUDA error: device lost" in job.text("err", 0)
 
 
 def test_ranks_do_not_share_a_device(monkeypatch, capsys):
