@@ -17,7 +17,7 @@ import pytest
 from hessian_lab.cli.main import main
 from hessian_lab.cli.ranks import RANKED
 from hessian_lab.plots import style
-from hessian_lab.probe import sharding
+from hessian_lab.probe import memory, sharding
 from hessian_lab.probe.curvature import HessianOperator
 from hessian_lab.training.run import load_run
 from tests.ranks import Job, results_of
@@ -273,6 +273,28 @@ def test_ranks_do_not_share_a_device(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     assert main(["trace", "--device", "cuda:1"]) == 2
     assert "every rank must have a device of its own" in capsys.readouterr().err
+
+
+def _scarce(command, room):
+    memory._system_bytes, memory._cgroup_bytes = lambda: room, lambda: None
+    return _cli(command)
+
+
+@pytest.mark.parametrize(("words", "split"), [("", "probes"), ("--split points", "points")])
+def test_lanczos_vectors_that_fit_one_process_fit_several_ranks(run, words, split):
+    command = ["eigs", "--run", str(run), "--every", "6", "--method", "slq", "--num", "1"]
+    job = Job(_scarce, 2, [*command, *words.split()], 700_000)
+    results, _ = job.end()
+    assert results == [0, 0], job.text("err")
+    assert f"2 ranks divide the {split}" in job.text("err", 0)
+
+
+def test_a_dry_run_tells_of_the_method_that_ranks_take(run):
+    for flags in (["--dry-run"], ["--every", "6"]):
+        job = Job(_scarce, 2, ["eigs", "--run", str(run), *flags], 500_000)
+        results, _ = job.end()
+        assert results == [0, 0], job.text("err")
+        assert "it fits" in job.text("out", 0) + job.text("err", 0)
 
 
 def test_a_split_that_a_method_does_not_have_is_refused(run):
