@@ -95,10 +95,12 @@ def run(args: argparse.Namespace) -> int:
     """Train unless told otherwise, measure, draw, and print."""
     check_every(args)
     _check_numbers(args)
-    if args.dry_run:
-        return _tell_plan(args) if present(args).first else 0
-    from hessian_lab.measures.planning import chosen_method, require_dense, require_search
     from hessian_lab.probe.memory import undivided
+
+    if args.dry_run:
+        with undivided():
+            return _tell_plan(args) if present(args).first else 0
+    from hessian_lab.measures.planning import chosen_method, require_dense, require_search
 
     _warn_of_scratch(args)
 
@@ -168,17 +170,31 @@ def _number(args: argparse.Namespace, name: str) -> int:
 def _split(args: argparse.Namespace, source: "Run", method: str) -> str:
     """Return what the ranks divide."""
     from hessian_lab.measures.checkpoints import selected
-    from hessian_lab.measures.planning import require_dense
+    from hessian_lab.measures.planning import require_dense, require_density, require_search
     from hessian_lab.measures.split import chosen_split
+    from hessian_lab.probe.memory import undivided
 
     ranks = present(args)
     ways = {"dense": ("columns",), "lanczos": ("points",), "slq": ("probes", "points")}
     more = () if args.preconditioned else ways[method]
     model, num_points = source.model(source.steps[0]), source.signal().num_points
 
+    def in_file() -> bool:
+        with undivided():
+            return require_dense(model, num_points, _matrix_scratch(args))
+
+    # A matrix of shared columns lies in memory.
+    if method == "dense" and ranks.told(ranks.first and in_file()):
+        more = ()
+
     def require() -> None:
         if method == "dense":
             require_dense(model, num_points, _matrix_scratch(args))
+            return
+        require_search(model, _number(args, "num"), args.scratch)
+        if method == "slq":
+            probes, steps = _number(args, "probes"), _number(args, "lanczos_steps")
+            require_density(model, probes, steps, args.scratch)
 
     split, reason = chosen_split(
         args.split,

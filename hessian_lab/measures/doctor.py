@@ -95,10 +95,15 @@ def examine(
         UsageError: If there is no such device.
     """
     case = Case(usable_device(device), getattr(torch, dtype))
-    checks = _checks()
+    return _findings(case, ranks)
+
+
+def _findings(case: Case, ranks: Ranks) -> Iterator[Finding]:
+    for name, check in _checks().items():
+        yield _finding(name, partial(_outcome, name, check), case)
     if not ranks.alone:
-        checks["ranks"] = partial(shared_curvature, ranks=ranks)
-    return (_finding(name, check, case) for name, check in checks.items())
+        # What it raises on one rank must end all: the others wait for this one.
+        yield _finding("ranks", partial(shared_curvature, ranks=ranks), case)
 
 
 def of_all(findings: Sequence[Sequence[Finding]]) -> list[Finding]:
@@ -117,14 +122,19 @@ def of_all(findings: Sequence[Sequence[Finding]]) -> list[Finding]:
     return merged
 
 
-def _finding(name: str, check: Check, case: Case) -> Finding:
-    start = time.perf_counter()
+def _outcome(name: str, check: Check, case: Case) -> Outcome:
+    """Return what a check has found; what it raises is a failure."""
     try:
-        outcome = check(case)
+        return check(case)
     except Exception as error:
         logger.debug("%s raised", name, exc_info=True)
         text = (str(error).splitlines() or [""])[0]
-        outcome = Outcome(False, f"raised {type(error).__name__}: {text}")
+        return Outcome(False, f"raised {type(error).__name__}: {text}")
+
+
+def _finding(name: str, check: Check, case: Case) -> Finding:
+    start = time.perf_counter()
+    outcome = check(case)
     status: Status = "FAILED" if not outcome.passed else "note" if outcome.limited else "ok"
     spent = time.perf_counter() - start
     return Finding(name, status, outcome.told, outcome.value, outcome.tolerance, spent)

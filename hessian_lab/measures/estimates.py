@@ -31,6 +31,7 @@ from hessian_lab.probe.eigenpairs import extreme_eigenpairs
 from hessian_lab.probe.layers import layer_blocks
 from hessian_lab.probe.linearized import MATRICES, Matrix
 from hessian_lab.probe.log_density import LogDensity
+from hessian_lab.probe.memory import undivided
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.ranks import ALONE, Ranks
 from hessian_lab.probe.spectrum import LADDER, SCALARS
@@ -345,7 +346,8 @@ def _measured_together(one: Checkpoint, how: _How) -> Estimated | None:
         shared.serve()
     else:
         only = replace(settings, method="lanczos") if by_probes else settings
-        with shared.leading():
+        # The basis of all is on this rank alone.
+        with undivided(), shared.leading():
             for name, each in _named(shared, settings).items():
                 found[name] = _estimate_or_nan(each, only, how.scratch)
     if by_probes:

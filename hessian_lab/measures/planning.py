@@ -167,6 +167,27 @@ def require_search(model: nn.Module, num: int, scratch: Path | None = None) -> N
     )
 
 
+def require_density(
+    model: nn.Module, num_probes: int, num_steps: int, scratch: Path | None = None
+) -> None:
+    """Check that the Lanczos vectors of a density fit, those of a block of probes at a time.
+
+    Raises:
+        ResourceError: If they do not fit in memory nor, with ``scratch``, on the disk.
+        UsageError: If ``scratch`` does not take files, or the device is another than the CPU.
+    """
+    size, one = num_parameters(model), trainable(model)[0]
+    require_basis(
+        min(num_probes, BLOCK_SIZE),
+        min(num_steps, size) + 1,
+        size,
+        dtype=one.dtype,
+        device=one.device,
+        cure="Take fewer probes or steps (--probes, --lanczos-steps).",
+        scratch=scratch,
+    )
+
+
 def num_parameters(model: nn.Module) -> int:
     """Return the number of trainable parameters."""
     return sum(value.numel() for value in trainable(model))

@@ -27,7 +27,7 @@ def chosen_split(
         asked: One of ``SPLITS``.
         ranks: The processes of the job.
         possible: What the method can divide, in order of preference after checkpoints.
-        num_checkpoints: How many are still to be measured, as the first rank knows.
+        num_checkpoints: How many were asked for.
         num_probes: Random vectors of the method.
         require: Checks that every rank can measure a checkpoint of its own.
 

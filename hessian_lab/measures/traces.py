@@ -19,6 +19,7 @@ from hessian_lab.probe.curvature import GGNOperator, HessianOperator
 from hessian_lab.probe.hessian import has_closed_form
 from hessian_lab.probe.layers import layer_blocks
 from hessian_lab.probe.linearized import MATRICES, Matrix
+from hessian_lab.probe.memory import undivided
 from hessian_lab.probe.operators import SymmetricOperator
 from hessian_lab.probe.parameters import Layout, selected_names
 from hessian_lab.probe.ranks import ALONE, Ranks
@@ -179,7 +180,7 @@ def _estimated(
     if not ranks.first:
         operator.serve()
         return None
-    with operator.leading():
+    with undivided(), operator.leading():
         blocks = layer_blocks(operator) if settings.layers else {}
         return _value(operator, settings), {
             name: _value(block, settings) for name, block in blocks.items()

@@ -1,6 +1,5 @@
 """Stochastic Lanczos quadrature: the whole spectrum of a large operator, as a measure."""
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -100,7 +99,8 @@ def spectral_measure(
     _check(operator.size, num_probes, num_steps, deflate, block_size)
     if deflate and not ranks.alone:
         raise ValueError(f"deflate must be 0 among ranks, got {deflate}.")
-    block_size = min(block_size, math.ceil(num_probes / ranks.count))
+    # At least a block for each rank that can have a probe.
+    block_size = min(block_size, max(1, num_probes // ranks.count))
     starts = [
         probes(
             operator.size,

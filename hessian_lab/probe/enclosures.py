@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_lab.probe.conditioning import ConditionEnclosure
+from hessian_lab.probe.watch import unheard
 
 try:
     from flint import arb as arb
@@ -117,7 +118,8 @@ def condition_enclosures(
     found: dict[ScalingName, ConditionEnclosure] = {}
     waiting = list(scalings)
     for bits in precisions:
-        with ctx.workprec(bits):
+        # FLINT keeps Python's lock.
+        with ctx.workprec(bits), unheard():
             found |= _enclose(assemble, waiting, bits)
         waiting = [name for name in waiting if not _tight(found[name], rtol)]
         if not waiting:

@@ -14,14 +14,14 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from hessian_lab.errors import RankError, UsageError
-from hessian_lab.probe.watch import Watch
+from hessian_lab.probe.watch import COMING, Watch
 
 Value = TypeVar("Value")
 # What a launcher such as torchrun tells every process.
 RANK, COUNT = "RANK", "WORLD_SIZE"
 ENVIRONMENT = (RANK, COUNT, "MASTER_ADDR", "MASTER_PORT")
 # How long a rank waits for the others to come.
-JOINING = datetime.timedelta(seconds=60)
+JOINING = datetime.timedelta(seconds=COMING)
 # A rank may compute for long while the others wait: whether it lives is for the watch to tell.
 WORKING = datetime.timedelta(days=30)
 # What the first rank asks the others for, at the head of a message.
@@ -146,7 +146,7 @@ def num_ranks() -> int:
         UsageError: If what it says makes no sense.
     """
     text = os.environ.get(COUNT, "1")
-    if not text.isdigit() or int(text) < 1:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
         raise UsageError(f"{COUNT} must be a positive number, got {text!r} from the environment.")
     return int(text)
 
@@ -196,16 +196,20 @@ def _joined(device: str) -> Ranks:
             "environment. Start the ranks with torchrun --nproc-per-node K -m hessian_lab …"
         )
     backend = _backend(device)
+    watch: Watch | None = None
     try:
         store, rank, count = next(rendezvous("env://", timeout=JOINING))
         own = PrefixStore("hessian-lab", store)
+        # Before the group is made: a rank that is lost there would be waited for.
+        watch = Watch(store.clone(), rank, count)
+        watch.start()
         # The store's own patience is for coming together alone.
         dist.init_process_group(backend, store=own, rank=rank, world_size=count, timeout=WORKING)
-        watch = Watch(store.clone(), rank, count)
     except (RuntimeError, ValueError) as error:
         said = str(error).splitlines()[0]
+        if watch is not None:
+            watch.fail(said)
         raise RankError(f"the {num_ranks()} ranks must come together: {said}") from error
-    watch.start()
     return Ranks(rank, count, watch)
 
 

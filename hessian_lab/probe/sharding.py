@@ -50,11 +50,7 @@ def shared_hessian(
     """
     if matrix not in MATRICES:
         raise ValueError(f"matrix must be one of {', '.join(MATRICES)}, got {matrix!r}.")
-    if signal.num_points < ranks.count:
-        raise UsageError(
-            f"signal must have a point for every rank, got {signal.num_points} for {ranks.count} "
-            "ranks. Start fewer."
-        )
+    _require_points(signal, ranks)
     size = checked_size(model, signal, None)
     derivatives = output_derivatives(model, loss, signal.coords, signal.values)
     if derivatives is None:
@@ -71,10 +67,23 @@ def shared_hessian(
 
 
 def own_points(signal: Signal, ranks: Ranks) -> Signal:
-    """Return a rank's share of a signal: consecutive points, as many as each other's."""
+    """Return a rank's share of a signal: consecutive points, as many as each other's.
+
+    Raises:
+        UsageError: For fewer points than ranks.
+    """
+    _require_points(signal, ranks)
     ends = (rank * signal.num_points // ranks.count for rank in (ranks.rank, ranks.rank + 1))
     place = slice(*ends)
     return Signal(signal.coords[place], signal.values[place], signal.loss)
+
+
+def _require_points(signal: Signal, ranks: Ranks) -> None:
+    if signal.num_points < ranks.count:
+        raise UsageError(
+            f"signal must have a point for every rank, got {signal.num_points} for {ranks.count} "
+            "ranks. Start fewer."
+        )
 
 
 def _summed(

@@ -11,6 +11,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from hessian_lab.probe.memory import fits, require_bytes
+from hessian_lab.probe.watch import unheard
 
 LADDER = tuple(10.0**-exponent for exponent in range(3, 14))
 # Two triangles that rounding alone tells apart differ by less than this many eps of the largest.
@@ -245,7 +246,9 @@ def _overwriting(matrix: Tensor, places: Tensor | None) -> Tensor:
     core = np.empty((len(places), len(places)), order="F")
     for column, row in enumerate(places.tolist()):
         core[:, column] = matrix[row][places].numpy()
-    values = eigh(core, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
+    # SciPy keeps Python's lock.
+    with unheard():
+        values = eigh(core, eigvals_only=True, overwrite_a=True, check_finite=False, driver="evd")
     return torch.from_numpy(values)
 
 

@@ -5,10 +5,14 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Seconds between two signs of life, and after how many without one a rank counts as dead.
 BEAT, SILENCE = 1.0, 30.0
+# How long the first sign may take: ranks start at different times.
+COMING = 60.0
 # Seconds that a rank has to end by itself once it knows; it may be deep in a library.
 GRACE = 5.0
 # Keys of the store: why the job fails, and how many know it.
@@ -16,7 +20,26 @@ FAILED, KNOWN = "watch/failed", "watch/known"
 # What a rank that has left adds to its beats.
 LEFT = 1 << 40
 
+# Watches of this process that run now.
+_running: list["Watch"] = []
+
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Excuse the silence of this rank during work that keeps Python's lock from all threads.
+
+    If it is stopped meanwhile, others wait; if it is killed, they see it by their connections.
+    """
+    watches = list(_running)
+    for one in watches:
+        one.excuse()
+    try:
+        yield
+    finally:
+        for one in watches:
+            one.resume()
 
 
 class Watch(threading.Thread):
@@ -26,7 +49,7 @@ class Watch(threading.Thread):
     their timeouts are long, and what waits in one does not listen. When a rank has failed, or given
     no sign for half a minute (killed, stopped, cut off), every other one logs its reason and, if it
     has not ended by itself a few seconds later, exits with status 1. Files are written whole or not
-    at all, so what was saved is intact.
+    at all, so what was saved is intact. A job that is suspended as a whole goes on when resumed.
 
     Args:
         store: A ``torch.distributed.Store`` of this thread's own.
@@ -44,10 +67,30 @@ class Watch(threading.Thread):
         self._stopped = threading.Event()
         self._noticed = threading.Event()
         self._beats: dict[int, tuple[int, float]] = {}
+        self._looked = time.monotonic()
 
     def run(self) -> None:
         """Beat, and look after the others, until stopped."""
-        while not self._stopped.wait(BEAT):
+        _running.append(self)
+        try:
+            self._watch()
+        finally:
+            _running.remove(self)
+
+    def excuse(self) -> None:
+        """Tell the others that no beats will come for a while."""
+        with contextlib.suppress(RuntimeError):
+            self.store.add(_excuse_of(self.rank), 1)
+
+    def resume(self) -> None:
+        """Beat, and take the excuse back."""
+        with contextlib.suppress(RuntimeError):
+            self.store.add(_beat_of(self.rank), 1)
+            self.store.add(_excuse_of(self.rank), -1)
+
+    def _watch(self) -> None:
+        stopped = False
+        while not stopped:
             try:
                 self.store.add(_beat_of(self.rank), 1)
                 reason = self._failure() or self._silence()
@@ -55,6 +98,7 @@ class Watch(threading.Thread):
                 reason = "the rank or launcher that the others meet at is gone"
             if reason and not self._stopped.is_set():
                 self._end(reason)
+            stopped = self._stopped.wait(BEAT)
 
     def stop(self) -> None:
         """Leave the others in peace: this rank is done.
@@ -96,14 +140,23 @@ class Watch(threading.Thread):
     def _silence(self) -> str | None:
         """Return which rank has given no sign of life for too long, or None."""
         now = time.monotonic()
+        # This rank was suspended, or its lock was kept: it has not heard what the others said.
+        deaf, self._looked = now - self._looked > SILENCE / 2, now
         for other in self.others:
             beats = self.store.add(_beat_of(other), 0)
             last, since = self._beats.get(other, (-1, now))
-            if beats != last or beats >= LEFT:
+            if deaf or beats != last or beats >= LEFT:
                 self._beats[other] = beats, now
-            elif now - since > SILENCE:
-                return f"rank {other} has given no sign of life for {SILENCE:.0f} s"
+                continue
+            patience = SILENCE if beats else COMING
+            if now - since > patience and not self._excused(other, beats):
+                return f"rank {other} has given no sign of life for {patience:.0f} s"
         return None
+
+    def _excused(self, other: int, beats: int) -> bool:
+        """Return whether a rank had said that it will be silent, or has just beaten."""
+        excused = self.store.add(_excuse_of(other), 0) > 0
+        return bool(excused or self.store.add(_beat_of(other), 0) != beats)
 
     def _end(self, reason: str) -> None:
         """Log why, let the rank end by itself, and else end it."""
@@ -118,3 +171,7 @@ class Watch(threading.Thread):
 
 def _beat_of(rank: int) -> str:
     return f"watch/beats/{rank}"
+
+
+def _excuse_of(rank: int) -> str:
+    return f"watch/excused/{rank}"

@@ -17,6 +17,7 @@ import pytest
 from hessian_lab.cli.main import main
 from hessian_lab.cli.ranks import RANKED
 from hessian_lab.plots import style
+from hessian_lab.probe import memory, sharding
 from hessian_lab.probe.curvature import HessianOperator
 from hessian_lab.training.run import load_run
 from tests.ranks import Job, results_of
@@ -240,11 +241,60 @@ def test_the_doctor_examines_every_rank():
     assert checks["closed form"]["told"].startswith("rank 1: ")
 
 
+def _raising_doctor(command, slabs):
+    if os.environ["RANK"] == "1":
+
+        def fail(*_, **__):
+            raise RuntimeError("CUDA error: device lost")
+
+        if slabs:
+            sharding.sum_slab = fail
+        else:
+            HessianOperator._products = fail
+    return main(command)
+
+
+def test_the_doctor_tells_of_a_rank_that_cannot_compute():
+    results, _ = (job := Job(_raising_doctor, 2, ["doctor", "--json"], False)).end()
+    assert results == [3, 0], job.text("err")
+    checks = {one["name"]: one for one in json.loads(job.text("out", 0))["checks"]}
+    assert "rank 1 alone raised RuntimeError: CUDA error: device lost" in checks["ranks"]["told"]
+
+
+def test_a_rank_lost_within_the_last_check_of_the_doctor_ends_all():
+    results, statuses = (job := Job(_raising_doctor, 2, ["doctor"], True)).end()
+    assert results[1] == 1
+    assert results[0] == 1 or statuses[0] == 1
+    assert "rank 1: CUDA error: device lost" in job.text("err", 0)
+
+
 def test_ranks_do_not_share_a_device(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     assert main(["trace", "--device", "cuda:1"]) == 2
     assert "every rank must have a device of its own" in capsys.readouterr().err
+
+
+def _scarce(command, room):
+    memory._system_bytes, memory._cgroup_bytes = lambda: room, lambda: None
+    return _cli(command)
+
+
+@pytest.mark.parametrize(("words", "split"), [("", "probes"), ("--split points", "points")])
+def test_lanczos_vectors_that_fit_one_process_fit_several_ranks(run, words, split):
+    command = ["eigs", "--run", str(run), "--every", "6", "--method", "slq", "--num", "1"]
+    job = Job(_scarce, 2, [*command, *words.split()], 700_000)
+    results, _ = job.end()
+    assert results == [0, 0], job.text("err")
+    assert f"2 ranks divide the {split}" in job.text("err", 0)
+
+
+def test_a_dry_run_tells_of_the_method_that_ranks_take(run):
+    for flags in (["--dry-run"], ["--every", "6"]):
+        job = Job(_scarce, 2, ["eigs", "--run", str(run), *flags], 500_000)
+        results, _ = job.end()
+        assert results == [0, 0], job.text("err")
+        assert "it fits" in job.text("out", 0) + job.text("err", 0)
 
 
 def test_a_split_that_a_method_does_not_have_is_refused(run):

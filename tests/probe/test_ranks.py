@@ -1,8 +1,10 @@
 """Ranks of one job: equal to one process, and ending together."""
 
+import ctypes
 import os
 import signal
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ from hessian_lab.probe.eigenpairs import extreme_eigenpairs
 from hessian_lab.probe.hessian import dense_ggn, dense_hessian
 from hessian_lab.probe.layers import layer_blocks
 from hessian_lab.probe.operators import MatrixOperator
-from hessian_lab.probe.ranks import ALONE, join, num_ranks
-from hessian_lab.probe.sharding import dealt, shared_hessian
+from hessian_lab.probe.ranks import ALONE, Ranks, join, num_ranks
+from hessian_lab.probe.sharding import dealt, own_points, shared_hessian
 from hessian_lab.signal import Signal
 from tests.ranks import Job, results_of
 
@@ -202,6 +204,11 @@ def test_fewer_points_than_ranks_are_refused_on_every_rank(make):
         assert "a point for every rank, got 2 for 3 ranks" in message
 
 
+def test_there_is_no_share_of_fewer_points_than_ranks():
+    with pytest.raises(UsageError, match="a point for every rank, got 2 for 3 ranks"):
+        own_points(signal_of(2), Ranks(0, 3))
+
+
 def _different_blocks():
     with join() as ranks:
         operator = HessianOperator(fields()["sine"], mse, signal_of(), ranks=ranks)
@@ -273,6 +280,59 @@ def test_a_rank_that_ends_ends_the_others_with_its_reason(how, message):
     assert results[0] is not None or statuses[0] == 1
 
 
+def _lost_while_joining():
+    watch.COMING, watch.BEAT, watch.GRACE = 3.0, 0.2, 1.0
+    if os.environ["RANK"] == "1":
+        torch.distributed.init_process_group = lambda *_, **__: os._exit(1)
+        watch.Watch.start = lambda _: None
+    with join():
+        pass
+
+
+def test_a_rank_that_is_lost_while_joining_ends_the_others():
+    job = Job(_lost_while_joining, 2)
+    _, statuses = job.end(timeout=30)
+    assert statuses == [1, 1]
+    assert "rank 1 has given no sign of life for 3 s" in job.text("err", 0)
+
+
+def _silent(excused):
+    watch.SILENCE, watch.BEAT, watch.GRACE = 2.0, 0.1, 1.0
+    with join() as ranks:
+        if ranks.rank == 1:
+            with watch.unheard() if excused else nullcontext():
+                # Keeps Python's lock: no thread of this rank can beat.
+                ctypes.PyDLL(None).usleep(4_000_000)
+        return ranks.told("done")
+
+
+@pytest.mark.parametrize("excused", [True, False])
+def test_a_rank_that_keeps_its_lock_must_say_so(excused):
+    job = Job(_silent, 2, excused)
+    results, _ = job.end(timeout=30)
+    assert (results[0] == "done") == excused
+    assert ("no sign of life" in job.text("err", 0)) != excused
+
+
+def _working():
+    watch.SILENCE, watch.BEAT, watch.GRACE = 3.0, 0.1, 1.0
+    with join() as ranks:
+        for _ in range(80):
+            time.sleep(0.1)
+        return ranks.told("done")
+
+
+def test_a_job_that_is_suspended_as_a_whole_goes_on():
+    job = Job(_working, 2)
+    time.sleep(3)
+    for sign, pause in ((signal.SIGSTOP, 0), (signal.SIGCONT, 0.5)):
+        for rank in job.ranks:
+            os.kill(rank.pid, sign)
+            time.sleep(pause)
+        time.sleep(5)
+    assert job.end(timeout=60) == (["done", "done"], [0, 0]), job.text("err")
+
+
 def test_alone_there_is_nothing_to_tell(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join() as ranks:
@@ -285,7 +345,7 @@ def test_alone_there_is_nothing_to_tell(monkeypatch):
     ALONE.require_agreement({"a": 1})
 
 
-@pytest.mark.parametrize("text", ["0", "two", "-1", ""])
+@pytest.mark.parametrize("text", ["0", "two", "-1", "", "²"])
 def test_a_number_of_ranks_that_makes_no_sense_is_refused(monkeypatch, text):
     monkeypatch.setenv("WORLD_SIZE", text)
     with pytest.raises(UsageError, match="WORLD_SIZE must be a positive number"):
