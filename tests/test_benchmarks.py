@@ -267,7 +267,7 @@ def jobs(monkeypatch):
 
     def run(command, **_):
         count = int(command[4].removeprefix("--nproc-per-node="))
-        Done.now += 3 + (8 / count if "128" in command else 0)
+        Done.now += 3 + (8 / count if str(ranks.WIDTH) in command else 0)
         return Done
 
     monkeypatch.setattr(ranks.os, "cpu_count", lambda: 2)

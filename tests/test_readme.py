@@ -105,7 +105,7 @@ def test_commands_of_radiance_fields_run(tmp_path, monkeypatch, capsys):
 def test_commands_of_several_processes_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     doctor, eigs, trace, sweep = blocks("sh")[8].splitlines()
-    launcher, words = eigs.split(" -m hessian_lab ")
+    launcher, words = eigs.split(" -m -- hessian_lab ")
     # Ranks have tests of their own; here the words that they are given.
     assert launcher == "torchrun --nproc-per-node 2"
     run = ["--size", "8", "--steps", "4", "--width", "6", "--quiet"]

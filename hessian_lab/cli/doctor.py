@@ -23,7 +23,7 @@ a field of 205 parameters. A note is of something scarce, nothing wrong.
 
   hessian-lab doctor
   hessian-lab doctor --device cuda:1 --dtype float32
-  torchrun --nproc-per-node 8 -m hessian_lab doctor
+  torchrun --nproc-per-node 8 -m -- hessian_lab doctor
 
 Exit status: 0 all is well, 2 bad usage, 3 a check failed.
 """

@@ -26,7 +26,7 @@ Trains first, unless --run names a trajectory or the same training is in --out a
   hessian-lab eigs --act relu_pe
   hessian-lab eigs --run runs/relu_pe-1a2b3c4d --every 10 --json
   hessian-lab eigs --act sine --width 256 --steps 200 --every 50 --dry-run
-  torchrun --nproc-per-node 4 -m hessian_lab eigs --act sine --width 64
+  torchrun --nproc-per-node 4 -m -- hessian_lab eigs --act sine --width 64
 
 Methods: dense is exact, all eigenvalues in float64. lanczos gives the extreme ones with their
 residuals, slq those and the density with its confidence band, both from products in the precision

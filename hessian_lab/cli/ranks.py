@@ -1,4 +1,4 @@
-"""Commands by several processes: ``torchrun --nproc-per-node K -m hessian_lab eigs …``."""
+"""Commands by several processes: ``torchrun --nproc-per-node K -m -- hessian_lab eigs …``."""
 
 import argparse
 import os

@@ -193,7 +193,7 @@ def _joined(device: str) -> Ranks:
     if missing:
         raise UsageError(
             f"{COUNT} is {os.environ[COUNT]}, but {', '.join(missing)} missing from the "
-            "environment. Start the ranks with torchrun --nproc-per-node K -m hessian_lab …"
+            "environment. Start the ranks with torchrun --nproc-per-node K -m -- hessian_lab …"
         )
     backend = _backend(device)
     watch: Watch | None = None

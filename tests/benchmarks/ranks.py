@@ -8,9 +8,10 @@ import tempfile
 import time
 from pathlib import Path
 
-WIDTH = 128
+WIDTH = 64
+WORK = ("--probes", "6", "--lanczos-steps", "40", "--num", "1")
 JOB = ("eigs", "--act", "sine", "--steps", "1", "--method", "slq", "--split", "points")
-JOB = (*JOB, "--json", "-q")
+TOLD = ("--json", "-q")
 # The job whose time is told, and one of the same start and no work, which is subtracted.
 SIZES = {"whole": ("--width", str(WIDTH)), "start": ("--width", "4")}
 LONGEST = 300
@@ -51,7 +52,8 @@ def _job(count: int, size: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *(f"--nproc-per-node={count}", "-m", "hessian_lab", *JOB, *SIZES[size]),
+            *(f"--nproc-per-node={count}", "-m", "--", "hessian_lab"),
+            *(*JOB, *WORK, *TOLD, *SIZES[size]),
             *("--out", str(Path(folder, "run"))),
         ]
         start = time.perf_counter()
